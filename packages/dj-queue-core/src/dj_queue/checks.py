@@ -1,0 +1,143 @@
+"""What `manage.py check` says about dj-queue. Nothing here opens a database connection.
+
+    dj_queue.E001  The configuration of an alias has mistakes.
+    dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
+    dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
+    dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
+    dj_queue.W002  An earlier router answers for dj-queue's tables.
+
+`manage.py check --tag dj_queue` runs these alone.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from typing import Any
+
+from django.conf import settings
+from django.core import checks
+from django.core.checks import CheckMessage
+from django.core.exceptions import ImproperlyConfigured
+from django.db import DEFAULT_DB_ALIAS, router
+
+from dj_queue.config import database_aliases, load_config, managed_aliases
+
+TAG = "dj_queue"
+
+_ROUTER = "dj_queue.routers.DjQueueRouter"
+_PREDECESSOR = "dj-queue"
+_SQLITE_ENGINES = (
+    "django.db.backends.sqlite3",
+    "django.contrib.gis.db.backends.spatialite",
+)
+_WAL = re.compile(r"\bjournal_mode\s*[=(]\s*['\"]?wal\b", re.IGNORECASE)
+
+
+def register() -> None:
+    """Add all checks to Django's. `AppConfig.ready()` calls this."""
+    for check in (check_configuration, check_router, check_distributions, check_sqlite):
+        checks.register(check, TAG)
+
+
+def check_configuration(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias in managed_aliases():
+        try:
+            load_config(alias)
+        except ImproperlyConfigured as error:
+            hint = f"Until then, enqueueing on {alias!r} and `manage.py dj_queue` raise this error."
+            found.append(checks.Error(str(error), hint=hint, id="dj_queue.E001"))
+    return found
+
+
+def check_router(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    databases = database_aliases()
+    elsewhere = sorted(databases - {DEFAULT_DB_ALIAS})
+    if not elsewhere:
+        return []
+    if not any(map(_is_our_router, router.routers)):
+        return [
+            checks.Error(
+                f"TASKS puts queue tables on {_quoted(elsewhere)}, but DATABASE_ROUTERS does not "
+                "name dj-queue's router, so their queries and migrations go to 'default'.",
+                hint=f'Add "{_ROUTER}" to the start of DATABASE_ROUTERS.',
+                id="dj_queue.E002",
+            )
+        ]
+    from dj_queue.models import Job
+
+    answers = {router.db_for_read(Job), router.db_for_write(Job)}
+    strangers = sorted(answers - databases)
+    if not strangers:
+        return []
+    return [
+        checks.Warning(
+            f"DATABASE_ROUTERS sends queries of dj-queue's tables to {_quoted(strangers)}, where "
+            f"no queue lives. TASKS names {_quoted(sorted(databases))}.",
+            hint=f'Move "{_ROUTER}" to the start of DATABASE_ROUTERS.',
+            id="dj_queue.W002",
+        )
+    ]
+
+
+def check_distributions(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    # One lookup by name. Asking which distributions own a package would read them all.
+    try:
+        predecessor = metadata.distribution(_PREDECESSOR)
+    except metadata.PackageNotFoundError:
+        return []
+    files = predecessor.files
+    if files is not None and not any(file.parts[0] == "dj_queue" for file in files):
+        return []
+    return [
+        checks.Error(
+            f"The distribution {_PREDECESSOR} {predecessor.version} is installed beside "
+            "dj-queue-core. Both own the package dj_queue, so its files are a mixture of the two.",
+            # Uninstalling takes the shared files along, so core has to be put back.
+            hint=(
+                f"Run `pip uninstall {_PREDECESSOR}`, then "
+                "`pip install --force-reinstall --no-deps dj-queue-core`."
+            ),
+            id="dj_queue.E003",
+        )
+    ]
+
+
+def check_sqlite(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        checks.Warning(
+            f"A queue lives on the SQLite database {alias!r} without {' and '.join(missing)}: "
+            "processes that write at the same time then fail with 'database is locked'.",
+            hint=(
+                f'Set DATABASES["{alias}"]["OPTIONS"] to {{"transaction_mode": "IMMEDIATE", '
+                '"init_command": "PRAGMA journal_mode=WAL", ...}.'
+            ),
+            id="dj_queue.W001",
+        )
+        for alias in sorted(database_aliases())
+        if (missing := _missing_on_sqlite(settings.DATABASES.get(alias, {})))
+    ]
+
+
+def _missing_on_sqlite(database: Mapping[str, Any]) -> list[str]:
+    name = str(database.get("NAME", ""))
+    if database.get("ENGINE") not in _SQLITE_ENGINES:
+        return []
+    if ":memory:" in name or "mode=memory" in name:
+        return []  # It dies with its process: nobody else writes to it.
+    options = database.get("OPTIONS", {})
+    missing = []
+    if not _WAL.search(options.get("init_command") or ""):
+        missing.append("WAL")
+    if (options.get("transaction_mode") or "").upper() != "IMMEDIATE":
+        missing.append("immediate transactions")
+    return missing
+
+
+def _is_our_router(candidate: object) -> bool:
+    # By name: routers sit above this module, and a project may well subclass ours.
+    return any(f"{cls.__module__}.{cls.__qualname__}" == _ROUTER for cls in type(candidate).__mro__)
+
+
+def _quoted(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

@@ -1,0 +1,48 @@
+"""Configuration: read once, refused with every mistake named, then frozen.
+
+    model      what a valid configuration is: frozen dataclasses, with all defaults
+    mistakes   collects what is wrong and where, and says it in one exception
+    readers    one small reader for each kind of value
+    recurring  the readers that only recurring tasks need
+    options    the table of options: which reader reads which key
+    sources    where values come from: settings, YAML, environment, command line
+    current    the configuration this process uses
+
+Modules import downwards only, from `current` to `model`. Nothing here touches models or a
+database, so a task module may be imported before the apps are ready.
+"""
+
+from dj_queue.config.current import (
+    activate,
+    backend_config,
+    database_aliases,
+    load_config,
+    reset,
+)
+from dj_queue.config.model import (
+    BackendConfig,
+    DispatcherConfig,
+    Overrides,
+    RecurringConfig,
+    SchedulerConfig,
+    WorkerConfig,
+)
+from dj_queue.config.recurring import schedule_mistake
+from dj_queue.config.sources import BACKEND_PATH, managed_aliases
+
+__all__ = [
+    "BACKEND_PATH",
+    "BackendConfig",
+    "DispatcherConfig",
+    "Overrides",
+    "RecurringConfig",
+    "SchedulerConfig",
+    "WorkerConfig",
+    "activate",
+    "backend_config",
+    "database_aliases",
+    "load_config",
+    "managed_aliases",
+    "reset",
+    "schedule_mistake",
+]

@@ -1,0 +1,169 @@
+"""The configuration this process uses."""
+
+import os
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+
+from dj_queue.config import sources
+from dj_queue.config.mistakes import Mistakes, Place
+from dj_queue.config.model import BackendConfig, Overrides
+from dj_queue.config.options import Given, merge, read_values
+from dj_queue.config.readers import known_databases
+
+# Everything read so far. Replaced whole, never emptied: a thread that is still loading what has
+# just become stale then fills the old one.
+_configs: dict[str, BackendConfig] = {}
+_activated: dict[str, BackendConfig] = {}
+_databases: frozenset[str] | None = None
+_shared_file: str | None = None
+
+
+def load_config(
+    alias: str = "default",
+    *,
+    tasks: Mapping[str, Any] | None = None,
+    overrides: Overrides | None = None,
+    env: Mapping[str, str] | None = None,
+) -> BackendConfig:
+    """Read the configuration of one alias afresh.
+
+    Each top-level option comes whole from the first source that has it: command line,
+    environment, YAML file, settings, defaults. Raises `ImproperlyConfigured` with all mistakes.
+    """
+    overrides = overrides or Overrides()
+    sources.require_managed(alias, tasks)
+    mistakes = Mistakes()
+    found = sources.read_sources(
+        alias, tasks, overrides, os.environ if env is None else env, mistakes
+    )
+    given = merge(found.layers, mistakes)
+    values = read_values(given, mistakes)
+    config = BackendConfig(
+        alias,
+        **values,
+        skip_recurring=found.skip_recurring,
+        config_file=found.shared_file,
+    )
+    config = _narrowed(config, overrides, mistakes)
+    _check_liveness(config, given, values, mistakes)
+    _check_something_starts(config, mistakes)
+    mistakes.raise_any(alias)
+    return _without_async_processes(config)
+
+
+def backend_config(alias: str = "default") -> BackendConfig:
+    """The configuration of an alias, read once a process. Every enqueue asks here."""
+    configs = _configs
+    config = configs.get(alias)
+    if config is not None:
+        return config
+    return configs.setdefault(alias, load_config(alias, overrides=_governing()))
+
+
+def activate(config: BackendConfig) -> None:
+    """Let `config` govern this process, as the command does with what its flags say."""
+    global _activated, _configs, _databases, _shared_file
+    _shared_file = config.config_file or _shared_file
+    _activated = {**_activated, config.alias: config}
+    _configs = dict(_activated)  # The other aliases may now read another file.
+    _databases = None
+
+
+def reset() -> None:
+    """Forget everything that was read or activated."""
+    global _activated, _configs, _databases, _shared_file
+    _activated = {}
+    _configs = {}
+    _databases = None
+    _shared_file = None
+
+
+def database_aliases() -> frozenset[str]:
+    """The databases that dj-queue's aliases name.
+
+    The router asks, for every alias at once: what is wrong elsewhere in a configuration must not
+    stop the tables of the others.
+    """
+    global _databases
+    if _databases is None:
+        names = map(_database_alias, sources.managed_aliases())
+        _databases = frozenset(name for name in names if name in known_databases())
+    return _databases
+
+
+def _database_alias(alias: str) -> Any:
+    if alias in _configs:
+        return _configs[alias].database_alias
+    ignored = Mistakes()
+    try:
+        layers = sources.read_sources(alias, None, _governing(), os.environ, ignored).layers
+    except ImproperlyConfigured:
+        layers = (sources.settings_layer(alias, None, ignored),)
+    given = merge(layers, ignored).get("database_alias")
+    return given.value if given else "default"
+
+
+def _governing() -> Overrides:
+    return Overrides(config_file=_shared_file)
+
+
+def _narrowed(config: BackendConfig, overrides: Overrides, mistakes: Mistakes) -> BackendConfig:
+    if overrides.only_work and overrides.only_dispatch:
+        place = Place("--only-work --only-dispatch")
+        mistakes.say(place, "expected at most one of the two, got both")
+        return config
+    if overrides.only_work:
+        return replace(config, dispatchers=(), scheduler=None)
+    if overrides.only_dispatch:
+        return replace(config, workers=(), scheduler=None)
+    return config
+
+
+def _check_liveness(
+    config: BackendConfig,
+    given: Mapping[str, Given],
+    values: Mapping[str, Any],
+    mistakes: Mistakes,
+) -> None:
+    heartbeat, threshold = "process_heartbeat_interval", "process_alive_threshold"
+    if any(key in given and key not in values for key in (heartbeat, threshold)):
+        return  # One of them is wrong in itself.
+    if config.process_alive_threshold > config.process_heartbeat_interval:
+        return
+    place = sources.options_place(config.alias).at(threshold)
+    if threshold in given:
+        place = given[threshold].place
+    expected = f"more than {heartbeat}, which is {config.process_heartbeat_interval}"
+    mistakes.add(place, expected, config.process_alive_threshold)
+
+
+def _check_something_starts(config: BackendConfig, mistakes: Mistakes) -> None:
+    if config.workers or config.dispatchers or config.scheduler_needed:
+        return
+    place = sources.options_place(config.alias)
+    mistakes.say(place, "expected at least one worker, dispatcher or scheduler, got none of them")
+
+
+def _without_async_processes(config: BackendConfig) -> BackendConfig:
+    if config.mode != "async" or all(worker.processes == 1 for worker in config.workers):
+        return config
+    warnings.warn(
+        f"The dj-queue alias {config.alias!r} runs in async mode, in one process: every worker's "
+        "`processes` counts as 1. Raise `threads`, or use the mode 'fork'.",
+        UserWarning,
+        stacklevel=3,
+    )
+    return replace(config, workers=tuple(replace(w, processes=1) for w in config.workers))
+
+
+def _forget_changed_settings(*, setting: str, **kwargs: Any) -> None:
+    if setting in ("TASKS", "DATABASES"):
+        reset()
+
+
+setting_changed.connect(_forget_changed_settings, dispatch_uid="dj_queue.config")

@@ -1,0 +1,117 @@
+"""Readers for recurring tasks: schedules, time zones, arguments."""
+
+import json
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from dj_queue.config.mistakes import Mistakes, Place
+from dj_queue.config.model import RecurringConfig
+from dj_queue.config.readers import (
+    Reader,
+    Scalar,
+    dotted_path,
+    optional,
+    section,
+    short_text,
+    text,
+    whole,
+)
+
+
+def schedule_mistake(expression: str) -> str | None:
+    """What is wrong with a cron expression, if anything."""
+    from croniter import CroniterBadDateError, croniter  # lazy: it costs megabytes
+
+    if re.search(r"\br\b", expression, re.IGNORECASE):
+        # Every look at it picks another time, so it would fire again and again.
+        return "random fields ('R') never mean the same time twice"
+    try:
+        # All the years that croniter knows. Starting from today would make a valid configuration
+        # turn invalid as time goes by.
+        start = datetime(1970, 1, 1)  # noqa: DTZ001 - any start will do
+        croniter(expression, start, max_years_between_matches=130).get_next(datetime)
+    except CroniterBadDateError:
+        return "it never fires"
+    except Exception as error:  # another library's parser: whatever it raises, the text is wrong
+        return str(error) or type(error).__name__
+    return None
+
+
+_schedule_text = short_text(255)
+
+
+def schedule(value: Any, place: Place, mistakes: Mistakes) -> Any:
+    if _schedule_text.accepts(value):
+        wrong = schedule_mistake(value)
+        if wrong is None:
+            return value
+        mistakes.add(place, "a cron expression such as '0 3 * * *'", value, wrong)
+        return None
+    return _schedule_text(value, place, mistakes)
+
+
+def _is_zone(value: Any) -> bool:
+    from zoneinfo import ZoneInfo
+
+    try:
+        return isinstance(value, str) and bool(ZoneInfo(value))
+    except (KeyError, ValueError, OSError):
+        return False
+
+
+zone = optional(Scalar("a time zone such as 'Europe/Berlin'", _is_zone))
+
+
+def _is_json(value: Any) -> bool:
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+positional = Scalar(
+    "a list of JSON values",
+    lambda value: isinstance(value, list | tuple) and _is_json(value),
+    tuple,
+)
+keywords = Scalar(
+    "a mapping of names to JSON values",
+    lambda value: (
+        isinstance(value, Mapping)
+        and all(isinstance(key, str) for key in value)
+        and _is_json(dict(value))
+    ),
+    dict,
+)
+
+
+_FIELDS: dict[str, Reader] = {
+    "task_path": dotted_path,
+    "schedule": schedule,
+    "args": positional,
+    "kwargs": keywords,
+    "queue_name": short_text(64),
+    "priority": whole(-100, 100),
+    "description": text,
+    "timezone": zone,
+}
+_REQUIRED = ("task_path", "schedule")
+_key = short_text(255)
+
+
+def recurring(value: Any, place: Place, mistakes: Mistakes) -> Any:
+    """A mapping from the keys of recurring tasks to their options."""
+    if not isinstance(value, Mapping):
+        mistakes.add(place, "a mapping from keys to recurring tasks", value)
+        return None
+    tasks = []
+    for key, item in value.items():
+        if not _key.accepts(key):
+            mistakes.add(place, f"every key to be {_key.expected}", key)
+        read_task = section(partial(RecurringConfig, key), _FIELDS, _REQUIRED)
+        tasks.append(read_task(item, place.at(key), mistakes))
+    return tuple(tasks)

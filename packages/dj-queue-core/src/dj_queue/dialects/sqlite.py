@@ -1,0 +1,270 @@
+"""SQLite: one writer at a time, so each step is one short transaction that begins with a write.
+
+Beginning with a write matters: SQLite refuses, at once and whatever its timeout, a transaction that
+has read and then wants to write what another has changed since.
+The database's clock is this machine's clock: every process that opens a SQLite file runs here.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import Error
+from django.db.backends.utils import CursorWrapper
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.serialization import JSONLimits
+
+
+class SQLite(Dialect):
+    vendor = "sqlite"
+    json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
+
+    def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
+        now = timezone.now()
+        at = _stored(now)
+        cursor.executemany(
+            "INSERT INTO dj_queue_jobs (id, task_path, queue_name, priority, payload, backend_alias,"
+            " scheduled_at, created_at, updated_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
+            [
+                (job.id.hex, *job[1:5], alias, job.run_after and _stored(job.run_after), at, at)
+                for job in jobs
+            ],
+        )
+        waits = [job.run_after is not None and job.run_after > now for job in jobs]
+        cursor.executemany(
+            _INSERT_READY,
+            [
+                (job.id.hex, alias, job.queue_name, job.priority, at)
+                for job, later in zip(jobs, waits, strict=True)
+                if not later
+            ],
+        )
+        cursor.executemany(
+            "INSERT INTO dj_queue_scheduled_executions"
+            " (job_id, backend_alias, queue_name, priority, scheduled_at, created_at)"
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            [
+                (job.id.hex, alias, job.queue_name, job.priority, _stored(job.run_after), at)
+                for job, later in zip(jobs, waits, strict=True)
+                if later and job.run_after
+            ],
+        )
+        return now
+
+    def now(self, cursor: CursorWrapper) -> datetime:
+        return timezone.now()
+
+    def claim(
+        self,
+        cursor: CursorWrapper,
+        *,
+        alias: str,
+        selectors: Sequence[Selector],
+        limit: int,
+        process_id: int | None,
+        skip_locked: bool,
+    ) -> list[Claim]:
+        picked: list[tuple[int, str]] = []
+        for selector in selectors:
+            if len(picked) < limit:
+                picked += _take(cursor, alias, selector, limit - len(picked))
+        if not picked:
+            return []
+        now = timezone.now()
+        cursor.execute(
+            "INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at)"
+            " SELECT value ->> 1, %s, value ->> 0, %s FROM json_each(%s) ORDER BY key RETURNING id",
+            [process_id, _stored(now), json.dumps(picked)],
+        )
+        ids = [row[0] for row in cursor.fetchall()]
+        cursor.execute(
+            "SELECT claim.id, job.id, job.task_path, job.queue_name, job.priority, job.payload,"
+            " job.scheduled_at, job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key"
+            " FROM dj_queue_claimed_executions claim JOIN dj_queue_jobs job ON job.id = claim.job_id"
+            " WHERE claim.id IN (SELECT value FROM json_each(%s)) ORDER BY claim.id",
+            [json.dumps(ids)],
+        )
+        claims = [_claim(row, now) for row in cursor.fetchall()]
+        orphans = set(ids) - {claim.id for claim in claims}
+        cursor.executemany(
+            "DELETE FROM dj_queue_claimed_executions WHERE id = %s", [(orphan,) for orphan in orphans]
+        )
+        return claims
+
+    def finish(
+        self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
+    ) -> tuple[datetime, set[int]]:
+        now = timezone.now()
+        at = _stored(now)
+        cursor.execute(
+            "DELETE FROM dj_queue_claimed_executions"
+            " WHERE id IN (SELECT value FROM json_each(%s)) RETURNING id",
+            [json.dumps([outcome.claim_id for outcome in outcomes])],
+        )
+        kept = {row[0] for row in cursor.fetchall()}
+        ours = [outcome for outcome in outcomes if outcome.claim_id in kept]
+        updates = [outcome for outcome in ours if preserve or outcome.error]
+        cursor.executemany(
+            "UPDATE dj_queue_jobs SET finished_at = %s, return_value = %s,"
+            " started_at = coalesce(started_at, %s), last_attempted_at = %s,"
+            " worker_ids = json_insert(coalesce(worker_ids, '[]'), '$[#]', %s), updated_at = %s WHERE id = %s",
+            [
+                (
+                    None if outcome.error else at,
+                    outcome.return_value,
+                    _stored(outcome.started_at),
+                    _stored(outcome.started_at),
+                    worker,
+                    at,
+                    outcome.job_id.hex,
+                )
+                for outcome in updates
+            ],
+        )
+        cursor.executemany(
+            "INSERT INTO dj_queue_failed_executions (job_id, exception_class, message, traceback, created_at)"
+            " VALUES (%s, %s, %s, %s, %s)",
+            [(outcome.job_id.hex, *outcome.error, at) for outcome in ours if outcome.error],
+        )
+        if not preserve:
+            cursor.executemany(
+                "DELETE FROM dj_queue_jobs WHERE id = %s",
+                [(outcome.job_id.hex,) for outcome in ours if not outcome.error],
+            )
+        return now, kept
+
+    def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
+        cursor.execute(
+            "DELETE FROM dj_queue_claimed_executions"
+            " WHERE id IN (SELECT value FROM json_each(%s)) RETURNING job_id, position, created_at",
+            [json.dumps(list(claim_ids))],
+        )
+        gone = cursor.fetchall()
+        cursor.executemany(
+            "INSERT INTO dj_queue_ready_executions (id, job_id, backend_alias, queue_name, priority, created_at)"
+            " SELECT %s, id, backend_alias, queue_name, priority, %s FROM dj_queue_jobs WHERE id = %s",
+            [(position, _text(created_at), job_id) for job_id, position, created_at in gone],
+        )
+        return len(gone)
+
+    def promote(
+        self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
+    ) -> tuple[int, list[UUID]]:
+        at = _stored(timezone.now())
+        cursor.execute(
+            "DELETE FROM dj_queue_scheduled_executions WHERE id IN (SELECT id FROM dj_queue_scheduled_executions"
+            " WHERE backend_alias = %s AND scheduled_at <= %s ORDER BY scheduled_at, priority DESC, id LIMIT %s)"
+            " RETURNING scheduled_at, priority, id, job_id, queue_name,"
+            " (SELECT concurrency_key FROM dj_queue_jobs WHERE dj_queue_jobs.id = job_id)",
+            [alias, at, limit],
+        )
+        due = sorted(cursor.fetchall(), key=lambda row: (_text(row[0]), -row[1], row[2]))
+        cursor.executemany(
+            _INSERT_READY,
+            [(job_id, alias, queue, priority, at) for _, priority, _, job_id, queue, key in due if key is None],
+        )
+        return len(due), [UUID(row[3]) for row in due if row[5] is not None]
+
+    def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
+        now = timezone.now()
+        unblocked = []
+        for key in sorted(freed):
+            cursor.execute(
+                'UPDATE dj_queue_semaphores SET value = min("limit", value + %s), updated_at = %s'
+                " WHERE key = %s RETURNING value",
+                [freed[key], _stored(now), key],
+            )
+            row = cursor.fetchone()
+            free = max(row[0], 0) if row else 0
+            for job_id in _unblock(cursor, key, free, now):
+                unblocked.append(UnblockedJob(job_id, key))
+        return unblocked
+
+    def is_transient(self, error: Error) -> bool:
+        return "locked" in str(error) or "busy" in str(error)
+
+
+_INSERT_READY = (
+    "INSERT INTO dj_queue_ready_executions (job_id, backend_alias, queue_name, priority, created_at)"
+    " VALUES (%s, %s, %s, %s, %s)"
+)
+
+
+def _take(cursor: CursorWrapper, alias: str, selector: Selector, limit: int) -> list[tuple[int, str]]:
+    """Remove ready rows in order; return their ids and their jobs' ids."""
+    if not selector.prefix:
+        condition, params = "AND queue_name = %s", [selector.name]
+    elif selector.name:
+        condition, params = f"AND substr(queue_name, 1, {len(selector.name)}) = %s", [selector.name]
+    else:
+        condition, params = "", []
+    cursor.execute(
+        "DELETE FROM dj_queue_ready_executions WHERE id IN (SELECT id FROM dj_queue_ready_executions"
+        f" WHERE backend_alias = %s {condition}"
+        " AND queue_name NOT IN (SELECT queue_name FROM dj_queue_pauses WHERE backend_alias = %s)"
+        " ORDER BY priority DESC, id LIMIT %s) RETURNING id, job_id, priority",
+        [alias, *params, alias, limit],
+    )
+    rows = sorted(cursor.fetchall(), key=lambda row: (-row[2], row[0]))
+    return [(row[0], row[1]) for row in rows]
+
+
+def _unblock(cursor: CursorWrapper, key: str, free: int, now: datetime) -> list[UUID]:
+    """Give free slots of a semaphore to its next blocked jobs."""
+    cursor.execute(
+        "DELETE FROM dj_queue_blocked_executions WHERE id IN (SELECT id FROM dj_queue_blocked_executions"
+        " WHERE concurrency_key = %s ORDER BY priority DESC, id LIMIT %s)"
+        " RETURNING priority, id, job_id, backend_alias, queue_name,"
+        " (SELECT concurrency_duration FROM dj_queue_jobs WHERE dj_queue_jobs.id = job_id)",
+        [key, free],
+    )
+    rows = sorted(cursor.fetchall(), key=lambda row: (-row[0], row[1]))
+    if not rows:
+        return []
+    cursor.executemany(
+        _INSERT_READY,
+        [(job_id, alias, queue, priority, _stored(now)) for priority, _, job_id, alias, queue, _ in rows],
+    )
+    expires_at = now + timedelta(seconds=max(row[5] or 0.0 for row in rows))
+    cursor.execute(
+        "UPDATE dj_queue_semaphores SET value = value - %s, expires_at = max(expires_at, %s) WHERE key = %s",
+        [len(rows), _stored(expires_at), key],
+    )
+    return [UUID(row[2]) for row in rows]
+
+
+def _claim(row: Sequence[Any], now: datetime) -> Claim:
+    claim_id, job_id, path, queue, priority, payload, scheduled, created, started, workers, errors, key = row
+    return Claim(
+        claim_id, UUID(job_id), path, queue, priority, payload,
+        _read(scheduled), _read(created) or now, _read(started), workers, errors, key, now,
+    )  # fmt: skip
+
+
+def _stored(time: datetime) -> str:
+    """A time as Django writes it: UTC without offset, or the project's local time without USE_TZ."""
+    if timezone.is_aware(time):
+        time = timezone.make_naive(time, _zone())
+    return str(time)
+
+
+def _read(value: str | datetime | None) -> datetime | None:
+    if value is None:
+        return None
+    time = parse_datetime(value) if isinstance(value, str) else value
+    assert time is not None
+    return timezone.make_aware(time, _zone()) if settings.USE_TZ and timezone.is_naive(time) else time
+
+
+def _text(value: str | datetime) -> str:
+    return value if isinstance(value, str) else str(value)
+
+
+def _zone() -> Any:
+    return UTC if settings.USE_TZ else timezone.get_default_timezone()

@@ -1,0 +1,346 @@
+"""Every table of the queue. One job is in one state at a time.
+
+A job is *finished* if `finished_at` is set; otherwise the one execution row that points to it says
+its state. Each execution table holds a job at most once; a job goes from one to another only by
+deleting its old row in the statement or transaction that writes the new one (operations).
+
+Indexes stand beside the statement they serve. What a job's finish changes is in no index, so that
+PostgreSQL can write it as a heap-only update.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from django.core.validators import MaxValueValidator, MinValueValidator
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from dj_queue.identifiers import uuid7
+
+STATES = ("ready", "scheduled", "claimed", "blocked", "failed", "finished")
+
+MAX_QUEUE_NAME = 64
+MAX_BACKEND_ALIAS = 64
+
+
+def empty_payload() -> dict[str, Any]:
+    return {"args": [], "kwargs": {}}
+
+
+class JobQuerySet(models.QuerySet["Job"]):
+    def ready(self) -> JobQuerySet:
+        return self.filter(ready_execution__isnull=False)
+
+    def scheduled(self) -> JobQuerySet:
+        return self.filter(scheduled_execution__isnull=False)
+
+    def claimed(self) -> JobQuerySet:
+        return self.filter(claimed_execution__isnull=False)
+
+    def blocked(self) -> JobQuerySet:
+        return self.filter(blocked_execution__isnull=False)
+
+    def failed(self) -> JobQuerySet:
+        return self.filter(failed_execution__isnull=False)
+
+    def finished(self) -> JobQuerySet:
+        return self.filter(finished_at__isnull=False)
+
+
+class Job(models.Model):
+    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    task_path = models.TextField()
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
+    priority = models.SmallIntegerField(
+        default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)]
+    )
+    payload = models.JSONField(default=empty_payload)
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    scheduled_at = models.DateTimeField(null=True, blank=True)
+    finished_at = models.DateTimeField(null=True, blank=True)
+    concurrency_key = models.CharField(max_length=255, null=True, blank=True)
+    # The limit as it stood at enqueue: promotion and retry need not import the task to respect it.
+    concurrency_limit = models.PositiveIntegerField(null=True, blank=True)
+    concurrency_duration = models.FloatField(null=True, blank=True)
+    on_conflict = models.CharField(max_length=7, null=True, blank=True)
+    return_value = models.JSONField(null=True, blank=True)
+    # The attempts so far: when the first and the last began, and one worker name for each.
+    started_at = models.DateTimeField(null=True, blank=True)
+    last_attempted_at = models.DateTimeField(null=True, blank=True)
+    worker_ids = models.JSONField(null=True, blank=True)
+    # Errors of earlier attempts, oldest first: [exception class, traceback]. The error of a job
+    # that is failed now is in its FailedExecution, and moves here when it is retried.
+    errors = models.JSONField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    objects = models.Manager.from_queryset(JobQuerySet)()
+
+    class Meta:
+        db_table = "dj_queue_jobs"
+        constraints: ClassVar = [
+            models.CheckConstraint(
+                condition=Q(priority__gte=-100, priority__lte=100), name="dj_queue_jobs_priority_range"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task_path} ({self.id})"
+
+    @property
+    def status(self) -> str | None:
+        """The job's state, or None for a row that no state claims."""
+        if self.finished_at is not None:
+            return "finished"
+        return next((state for state in STATES[:-1] if hasattr(self, f"{state}_execution")), None)
+
+    @property
+    def ready(self) -> bool:
+        return self.status == "ready"
+
+    @property
+    def scheduled(self) -> bool:
+        return self.status == "scheduled"
+
+    @property
+    def claimed(self) -> bool:
+        return self.status == "claimed"
+
+    @property
+    def blocked(self) -> bool:
+        return self.status == "blocked"
+
+    @property
+    def failed(self) -> bool:
+        return self.status == "failed"
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+class ReadyExecution(models.Model):
+    # No database constraint here and on claims: it would cost each job three more statements and a fifth
+    # of its WAL. A row whose job was deleted behind the queue's back is dropped when it is claimed.
+    job = models.OneToOneField(
+        Job, models.CASCADE, db_constraint=False, related_name="ready_execution"
+    )
+    # Repeated from the job, so that a claim finds its rows in one index.
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
+    priority = models.SmallIntegerField(default=0)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    latency_started_at = models.DateTimeField(null=True, blank=True)
+
+    class Meta:
+        db_table = "dj_queue_ready_executions"
+        indexes: ClassVar = [
+            # claim, selector "*"
+            models.Index(fields=["backend_alias", "-priority", "id"], name="dj_queue_ready_all"),
+            # claim, named queues and prefixes; size, latency and clear of a queue
+            models.Index(fields=["backend_alias", "queue_name", "-priority", "id"], name="dj_queue_ready_queue"),
+        ]
+
+    def __str__(self) -> str:
+        return f"ready {self.job_id}"
+
+
+class ScheduledExecution(models.Model):
+    job = models.OneToOneField(Job, models.CASCADE, related_name="scheduled_execution")
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
+    priority = models.SmallIntegerField(default=0)
+    scheduled_at = models.DateTimeField()
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_scheduled_executions"
+        indexes: ClassVar = [
+            # promote
+            models.Index(fields=["backend_alias", "scheduled_at", "-priority", "id"], name="dj_queue_scheduled_due"),
+        ]
+
+    def __str__(self) -> str:
+        return f"scheduled {self.job_id}"
+
+
+class ClaimedExecution(models.Model):
+    """A claim. Its id is the fence: whoever deletes the row may decide what becomes of the job."""
+
+    job = models.OneToOneField(
+        Job, models.CASCADE, db_constraint=False, related_name="claimed_execution"
+    )
+    # No index: the table holds only what runs, and each index is written twice for every job.
+    process = models.ForeignKey(
+        "Process",
+        models.SET_NULL,
+        null=True,
+        blank=True,
+        db_constraint=False,
+        db_index=False,
+        related_name="claimed_executions",
+    )
+    # The id of the ready row it was: a job that is given back takes its old place in the queue.
+    position = models.BigIntegerField(null=True, blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_claimed_executions"
+
+    def __str__(self) -> str:
+        return f"claimed {self.job_id}"
+
+
+class BlockedExecution(models.Model):
+    job = models.OneToOneField(Job, models.CASCADE, related_name="blocked_execution")
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
+    priority = models.SmallIntegerField(default=0)
+    concurrency_key = models.CharField(max_length=255)
+    expires_at = models.DateTimeField()
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_blocked_executions"
+        indexes: ClassVar = [
+            # unblock the next of a key
+            models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
+            # maintenance of overdue rows
+            models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
+        ]
+
+    def __str__(self) -> str:
+        return f"blocked {self.job_id}"
+
+
+class FailedExecution(models.Model):
+    job = models.OneToOneField(Job, models.CASCADE, related_name="failed_execution")
+    exception_class = models.CharField(max_length=255)
+    message = models.TextField(default="", blank=True)
+    traceback = models.TextField(default="", blank=True)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_failed_executions"
+        indexes: ClassVar = [
+            # retention, by failure time
+            models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+        ]
+
+    def __str__(self) -> str:
+        return f"failed {self.job_id}: {self.exception_class}"
+
+
+class Process(models.Model):
+    class Kind(models.TextChoices):
+        SUPERVISOR = "Supervisor"
+        WORKER = "Worker"
+        DISPATCHER = "Dispatcher"
+        SCHEDULER = "Scheduler"
+
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    kind = models.CharField(max_length=16, choices=Kind)
+    pid = models.PositiveIntegerField()
+    hostname = models.CharField(max_length=255, default="", blank=True)
+    name = models.CharField(max_length=255)
+    metadata = models.JSONField(default=dict, blank=True)
+    supervisor = models.ForeignKey(
+        "self", models.SET_NULL, null=True, blank=True, related_name="children"
+    )
+    last_heartbeat_at = models.DateTimeField(db_default=Now())
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_processes"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["name", "supervisor"], name="dj_queue_processes_name"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Pause(models.Model):
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_pauses"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["backend_alias", "queue_name"], name="dj_queue_pauses_queue"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.queue_name} paused"
+
+
+class Semaphore(models.Model):
+    key = models.CharField(max_length=255)
+    value = models.IntegerField()
+    limit = models.IntegerField()
+    expires_at = models.DateTimeField()
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_semaphores"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["key"], name="dj_queue_semaphores_key"),
+        ]
+        indexes: ClassVar = [
+            # maintenance of expired semaphores
+            models.Index(fields=["expires_at"], name="dj_queue_semaphores_expiry"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.key} ({self.value} of {self.limit} free)"
+
+
+class RecurringTask(models.Model):
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    key = models.CharField(max_length=255)
+    task_path = models.CharField(max_length=255)
+    payload = models.JSONField(null=True, blank=True)
+    schedule = models.CharField(max_length=255)
+    timezone = models.CharField(max_length=64, null=True, blank=True)
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
+    priority = models.SmallIntegerField(default=0)
+    description = models.TextField(default="", blank=True)
+    static = models.BooleanField(default=False)
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+    updated_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_recurring_tasks"
+        constraints: ClassVar = [
+            models.UniqueConstraint(fields=["backend_alias", "key"], name="dj_queue_recurring_tasks_key"),
+        ]
+
+    def __str__(self) -> str:
+        return self.key
+
+
+class RecurringExecution(models.Model):
+    """One tick of a recurring task. The unique row decides which scheduler enqueues it."""
+
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    job = models.OneToOneField(
+        Job, models.CASCADE, null=True, blank=True, related_name="recurring_execution"
+    )
+    task_key = models.CharField(max_length=255)
+    run_at = models.DateTimeField()
+    created_at = models.DateTimeField(db_default=Now(), editable=False)
+
+    class Meta:
+        db_table = "dj_queue_recurring_executions"
+        constraints: ClassVar = [
+            models.UniqueConstraint(
+                fields=["backend_alias", "task_key", "run_at"], name="dj_queue_recurring_tick"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.task_key} at {self.run_at}"

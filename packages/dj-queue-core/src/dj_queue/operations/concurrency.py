@@ -1,0 +1,216 @@
+"""Concurrency limits: how many jobs of one key may be ready or running at once.
+
+A semaphore row holds the free slots of a key. Everything that takes or frees a slot first locks the
+row, many keys in the order of their names, so that two transactions never wait for each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+from django.db.backends.utils import CursorWrapper
+from django.tasks import Task
+
+from dj_queue.config import BackendConfig
+from dj_queue.dialects import Dialect
+from dj_queue.exceptions import ArgumentsError, EnqueueError
+from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
+
+BLOCK = "block"
+DISCARD = "discard"
+
+_LONGEST_KEY = 255
+
+
+class Limit(NamedTuple):
+    key: str
+    limit: int
+    duration: float  # seconds until a slot that was never given back counts as free
+    on_conflict: str
+
+
+def limit_of(
+    task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], *, default_duration: float
+) -> Limit | None:
+    """Return the limit that a call falls under, if its task has any. Raises `EnqueueError`."""
+    key = _option(task, "concurrency_key")
+    if key is None:
+        return None
+    path = task.module_path
+    limit = _option(task, "concurrency_limit")
+    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+        raise EnqueueError(
+            f"{path} has a concurrency_key, and its concurrency_limit must be a whole number of at least 1,"
+            f" got {limit!r}. Set it beside the key."
+        )
+    duration = _option(task, "concurrency_duration")
+    duration = default_duration if duration is None else duration
+    if isinstance(duration, timedelta):
+        duration = duration.total_seconds()
+    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < math.inf:
+        raise EnqueueError(
+            f"{path}: concurrency_duration must be a positive number of seconds, got {duration!r}."
+        )
+    on_conflict = _option(task, "on_conflict") or BLOCK
+    if on_conflict not in (BLOCK, DISCARD):
+        raise EnqueueError(f"{path}: on_conflict must be 'block' or 'discard', got {on_conflict!r}.")
+    return Limit(_resolve(task, key, args, kwargs), limit, float(duration), on_conflict)
+
+
+def dispatch(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, jobs: Sequence[Job], now: datetime
+) -> None:
+    """Bring jobs that are in no state to ready, blocked or finished, as their limits allow.
+
+    Called in the transaction that took them out of their last state, in the order in which the jobs
+    are to start. Jobs without a key become ready.
+    """
+    slots = _acquire(config, [job for job in jobs if job.concurrency_key], now)
+    ready: list[ReadyExecution] = []
+    blocked: list[BlockedExecution] = []
+    discarded: list[Job] = []
+    for job in jobs:
+        key = job.concurrency_key
+        place: dict[str, Any] = {
+            "job": job,
+            "backend_alias": job.backend_alias,
+            "queue_name": job.queue_name,
+            "priority": job.priority,
+            "created_at": now,
+        }
+        if not key or slots[key] > 0:
+            if key:
+                slots[key] -= 1
+            ready.append(ReadyExecution(**place))
+        elif job.on_conflict == DISCARD:
+            job.finished_at = job.updated_at = now
+            discarded.append(job)
+        else:
+            expires_at = now + timedelta(seconds=_duration(config, job))
+            blocked.append(BlockedExecution(**place, concurrency_key=key, expires_at=expires_at))
+    using = config.database_alias
+    ReadyExecution.objects.using(using).bulk_create(ready)
+    BlockedExecution.objects.using(using).bulk_create(blocked)
+    Job.objects.using(using).bulk_update(discarded, ["finished_at", "updated_at"], batch_size=500)
+    if ready and config.listen_notify:
+        dialect.notify(cursor, config.alias)
+
+
+def release(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, keys: Iterable[str | None]
+) -> list[tuple[str, str]]:
+    """Free one slot for each key given, and start the next blocked jobs; return (job id, key) of those."""
+    freed = Counter(key for key in keys if key is not None)
+    if not freed:
+        return []
+    unblocked = dialect.unblock(cursor, freed, notify=config.listen_notify)
+    return [(str(job.job_id), job.key) for job in unblocked]
+
+
+# ---- the limit of a call ----------------------------------------------------------------------------
+
+
+def _option(task: Task, name: str) -> Any:
+    value = getattr(task, name, None)
+    return getattr(task.func, name, None) if value is None else value
+
+
+def _resolve(
+    task: Task,
+    key: str | Callable[..., str],
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+) -> str:
+    path = task.module_path
+    arguments = _bind(task, args, kwargs)
+    try:
+        if callable(key):
+            resolved = key(*args, **kwargs)
+        else:
+            resolved = key.format(**arguments)
+    except Exception as error:
+        known = ", ".join(arguments) or "none"
+        raise ArgumentsError(
+            f"{path}: concurrency_key {key!r} cannot be resolved from the arguments ({known}):"
+            f" {type(error).__name__}: {error}. Name only parameters of the task."
+        ) from error
+    if not isinstance(resolved, str) or not 0 < len(resolved) <= _LONGEST_KEY:
+        shown = repr(resolved)[:80]
+        raise EnqueueError(
+            f"{path}: concurrency_key must resolve to text of 1 to {_LONGEST_KEY} characters, got {shown}."
+        )
+    return resolved
+
+
+def _bind(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    context = (None,) if task.takes_context else ()
+    signature = _signature(task.func)
+    try:
+        bound = signature.bind(*context, *args, **kwargs)
+    except TypeError as error:
+        raise ArgumentsError(f"{task.module_path} cannot be enqueued with these arguments: {error}.") from error
+    bound.apply_defaults()
+    arguments = dict(bound.arguments)
+    if task.takes_context:
+        arguments.pop("context", None)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    return arguments
+
+
+@lru_cache(maxsize=1024)
+def _signature(func: Callable[..., Any]) -> inspect.Signature:
+    return inspect.signature(func)
+
+
+# ---- slots ------------------------------------------------------------------------------------------
+
+
+def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Counter[str]:
+    """Take as many slots as there are, at most one a job; return how many of each key."""
+    if not jobs:
+        return Counter()
+    wanted = Counter(job.concurrency_key or "" for job in jobs)
+    latest = {job.concurrency_key or "": job for job in jobs}
+    rows = Semaphore.objects.using(config.database_alias)
+    keys = sorted(wanted)
+    rows.bulk_create(
+        [
+            Semaphore(
+                key=key, value=_limit(latest[key]), limit=_limit(latest[key]), expires_at=now,
+                created_at=now, updated_at=now,
+            )
+            for key in keys
+        ],
+        ignore_conflicts=True,
+    )  # fmt: skip
+    taken: Counter[str] = Counter()
+    changed = []
+    for row in rows.filter(key__in=keys).order_by("key").select_for_update():
+        job = latest[row.key]
+        limit = _limit(job)
+        row.value += limit - row.limit
+        row.limit = limit
+        taken[row.key] = min(wanted[row.key], max(row.value, 0))
+        row.value -= taken[row.key]
+        row.updated_at = now
+        if taken[row.key]:
+            row.expires_at = now + timedelta(seconds=_duration(config, job))
+        changed.append(row)
+    rows.bulk_update(changed, ["value", "limit", "expires_at", "updated_at"], batch_size=200)
+    return taken
+
+
+def _limit(job: Job) -> int:
+    return job.concurrency_limit or 1
+
+
+def _duration(config: BackendConfig, job: Job) -> float:
+    return job.concurrency_duration or config.default_concurrency_duration

@@ -1,0 +1,213 @@
+"""The hot path: claim, run, finish, release.
+
+A claim is a row, and its id is the fence: an outcome counts only if that row still stands when it is
+recorded. Whoever deletes the row first, worker or recovery, decides what becomes of the job.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from django.db import DatabaseError, OperationalError
+from django.db.backends.utils import CursorWrapper
+from django.tasks import TaskContext, TaskResult
+from django.tasks.base import TaskError
+from django.tasks.signals import task_finished, task_started
+
+from dj_queue import events
+from dj_queue.config import BackendConfig
+from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
+from dj_queue.operations import concurrency, results, transactions
+from dj_queue.serialization import ErrorRecord, describe, dump, normalize
+
+
+@dataclass(slots=True, eq=False)
+class Job:
+    """A claimed job in the hands of a worker."""
+
+    claim: Claim
+    received: float  # the worker's monotonic clock when the claim came back
+    outcome: Outcome | None = None
+    result: TaskResult | None = None
+    value: Any = None
+    exception: BaseException | None = None
+    seconds: float = field(default=0.0)
+
+
+class Recorded(NamedTuple):
+    """What a finish changed."""
+
+    finished_at: datetime
+    kept: set[int]  # the claims that were still ours
+    unblocked: list[tuple[str, str]]  # (job id, concurrency key)
+
+
+def claim(
+    config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None
+) -> list[Job]:
+    """Claim up to `limit` ready jobs, in the order in which they should start."""
+    claims = transactions.run(
+        config.database_alias,
+        lambda dialect, cursor: dialect.claim(
+            cursor,
+            alias=config.alias,
+            selectors=selectors,
+            limit=limit,
+            process_id=process_id,
+            skip_locked=config.use_skip_locked,
+        ),
+        one_statement=True,
+    )
+    received = time.monotonic()
+    if claims and events.heard():
+        for each in claims:
+            events.emit("job.claimed", job_id=str(each.job_id))
+    return [Job(each, received) for each in claims]
+
+
+def run(job: Job, config: BackendConfig, *, worker: str) -> None:
+    """Run the task of a claimed job, whatever it does, and note what became of it."""
+    began = time.monotonic()
+    # The database's clock, carried on by ours: comparable with every other time of the job.
+    started_at = job.claim.claimed_at + timedelta(seconds=began - job.received)
+    value: str | None = None
+    error: ErrorRecord | None = None
+    try:
+        value = _call(job, config, started_at, worker)
+    except BaseException as exception:
+        # Also SystemExit and KeyboardInterrupt: a task that asks its worker to end has failed, no more.
+        job.exception = exception
+        error = describe(exception, skip_frames=2)
+    job.outcome = Outcome(job.claim.id, job.claim.job_id, started_at, value, error)
+    job.seconds = time.monotonic() - began
+
+
+def finish(config: BackendConfig, jobs: Sequence[Job], *, worker: str) -> list[Job]:
+    """Record what became of these jobs, and return those that were still ours.
+
+    Raises `OperationalError` when the database is away: nothing was recorded, call again.
+    """
+    try:
+        recorded = _record(config, jobs, worker)
+    except OperationalError:
+        raise
+    except DatabaseError as refusal:
+        if len(jobs) > 1:
+            # One outcome that the database cannot store must not hold up the others.
+            return [job for each in jobs for job in finish(config, [each], worker=worker)]
+        recorded = _record_refused(config, jobs[0], worker, refusal)
+    ours = [job for job in jobs if job.claim.id in recorded.kept]
+    for job in ours:
+        _settle(job, recorded.finished_at)
+    if events.heard():
+        _tell(jobs, recorded)
+    return ours
+
+
+def announce(jobs: Sequence[Job]) -> None:
+    """Send Django's `task_finished` for recorded jobs. What receivers raise is logged by Django."""
+    for job in jobs:
+        if job.result is None:
+            continue
+        if job.exception is None:
+            task_finished.send_robust(results.signal_sender(), task_result=job.result)
+            continue
+        trace = job.exception.__traceback__
+        try:
+            raise job.exception
+        except BaseException:
+            # Receivers, Django's own among them, look for the exception in sys.exc_info().
+            task_finished.send_robust(results.signal_sender(), task_result=job.result)
+        finally:
+            job.exception.__traceback__ = trace
+
+
+def release(config: BackendConfig, jobs: Sequence[Job]) -> int:
+    """Give back claims that were not started; return how many were still ours."""
+    if not jobs:
+        return 0
+    return transactions.run(
+        config.database_alias,
+        lambda dialect, cursor: dialect.release(
+            cursor, [job.claim.id for job in jobs], alias=config.alias, notify=config.listen_notify
+        ),
+        one_statement=True,
+    )
+
+
+# ---- run --------------------------------------------------------------------------------------------
+
+
+def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) -> str | None:
+    result = job.result = results.claimed(job.claim, config.alias)
+    results.start(result, started_at, worker)
+    task = result.task
+    task_started.send_robust(results.signal_sender(), task_result=result)
+    if task.takes_context:
+        value = task.call(TaskContext(task_result=result), *result.args, **result.kwargs)
+    else:
+        value = task.call(*result.args, **result.kwargs)
+    job.value = normalize(value, dialect_for(config.database_alias).json_limits)
+    return None if job.value is None else dump(job.value)
+
+
+# ---- finish -----------------------------------------------------------------------------------------
+
+
+def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded:
+    outcomes = [job.outcome for job in jobs if job.outcome is not None]
+    keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
+
+    def write(dialect: Dialect, cursor: CursorWrapper) -> Recorded:
+        finished_at, kept = dialect.finish(
+            cursor, outcomes, worker=worker, preserve=config.preserve_finished_jobs
+        )
+        freed = [keys[claim_id] for claim_id in kept if claim_id in keys]
+        return Recorded(finished_at, kept, concurrency.release(config, dialect, cursor, freed))
+
+    # A slot is freed in the transaction that finishes its job: neither can happen without the other.
+    return transactions.run(config.database_alias, write, one_statement=not keys)
+
+
+def _record_refused(
+    config: BackendConfig, job: Job, worker: str, refusal: DatabaseError
+) -> Recorded:
+    """Record as failed what the database would not store."""
+    assert job.outcome is not None
+    job.exception = refusal
+    job.outcome = job.outcome._replace(return_value=None, error=describe(refusal))
+    return _record(config, [job], worker)
+
+
+def _settle(job: Job, finished_at: datetime) -> None:
+    if job.result is None or job.outcome is None:
+        return
+    if job.outcome.error is None:
+        results.succeed(job.result, finished_at, job.value)
+    else:
+        error = job.outcome.error
+        results.fail(
+            job.result,
+            finished_at,
+            TaskError(exception_class_path=error.exception_class, traceback=error.traceback),
+        )
+
+
+def _tell(jobs: Sequence[Job], recorded: Recorded) -> None:
+    for job in jobs:
+        job_id = str(job.claim.job_id)
+        error = job.outcome and job.outcome.error
+        if job.claim.id not in recorded.kept:
+            events.emit("job.claim_lost", job_id=job_id)
+        elif error:
+            events.emit(
+                "job.failed", job_id=job_id, exception_class=error.exception_class, message=error.message
+            )
+        else:
+            events.emit("job.executed", job_id=job_id, status="success")
+    for job_id, key in recorded.unblocked:
+        events.emit("job.unblocked", job_id=job_id, concurrency_key=key)

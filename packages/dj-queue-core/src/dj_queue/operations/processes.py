@@ -1,0 +1,44 @@
+"""The rows of running processes: register, heartbeat, deregister."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db.models.functions import Now
+
+from dj_queue.config import BackendConfig
+from dj_queue.models import Process
+
+
+def register(
+    config: BackendConfig,
+    *,
+    kind: Process.Kind,
+    name: str,
+    pid: int,
+    hostname: str,
+    metadata: Mapping[str, Any],
+    supervisor_id: int | None = None,
+) -> int:
+    """Store a process row; return its id."""
+    row = Process.objects.using(config.database_alias).create(
+        backend_alias=config.alias,
+        kind=kind,
+        name=name,
+        pid=pid,
+        hostname=hostname,
+        metadata=dict(metadata),
+        supervisor_id=supervisor_id,
+    )
+    return row.pk
+
+
+def heartbeat(config: BackendConfig, process_id: int) -> bool:
+    """Say that the process is alive, by the database's clock; False if its row is gone."""
+    rows = Process.objects.using(config.database_alias).filter(pk=process_id)
+    return rows.update(last_heartbeat_at=Now()) > 0
+
+
+def deregister(config: BackendConfig, process_id: int) -> None:
+    Process.objects.using(config.database_alias).filter(pk=process_id).delete()

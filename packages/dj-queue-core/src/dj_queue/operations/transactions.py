@@ -1,0 +1,34 @@
+"""One unit of work on the queue's database."""
+
+from collections.abc import Callable
+
+from django.db import OperationalError, connections, transaction
+from django.db.backends.utils import CursorWrapper
+
+from dj_queue.dialects import Dialect, dialect_for
+
+_ATTEMPTS = 5
+
+
+def run[T](
+    database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_statement: bool = False
+) -> T:
+    """Run `work` in one transaction, again if the database says that it only collided.
+
+    With `one_statement`, `work` is a single statement on databases that can, and then is its own
+    transaction. Inside a caller's transaction it joins that one, and a collision is the caller's to
+    handle, because the database has already given up what the caller did before.
+    """
+    connection = connections[database]
+    dialect = dialect_for(database)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            if one_statement and dialect.one_statement:
+                with connection.cursor() as cursor:
+                    return work(dialect, cursor)
+            with transaction.atomic(using=database), connection.cursor() as cursor:
+                return work(dialect, cursor)
+        except OperationalError as error:
+            if connection.in_atomic_block or attempt == _ATTEMPTS or not dialect.is_transient(error):
+                raise
+    raise AssertionError("unreachable")

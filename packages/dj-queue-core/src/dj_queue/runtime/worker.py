@@ -1,0 +1,203 @@
+"""Claim, run, finish: one loop owns the queue connection, and threads run the tasks.
+
+The loop claims a batch, hands it to the threads, collects what they have done and records it as one
+batch. While a batch commits, the next gathers: a busy worker writes large batches, an idle one writes
+each job at once, and no timer delays anything.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from typing import Any
+
+from django.db import connections
+
+from dj_queue.config import BackendConfig, WorkerConfig
+from dj_queue.dialects import Selector
+from dj_queue.models import Process
+from dj_queue.operations import execution
+from dj_queue.runtime.pool import Pool
+from dj_queue.runtime.process import DATABASE_AWAY, Runner
+
+# The largest batch, whatever the durations say: it bounds a statement's size and its locks.
+_MOST_AHEAD = 500
+# Claimed jobs that wait longer than this behind running ones go back to ready, for other workers.
+_LONGEST_WAIT = 0.1
+# After work, the first look comes soon (an enqueuer need not notify twice in that time) ...
+_FIRST_POLL = 0.01
+# ... and while a healthy listener stands by, polling backs off to this many polling intervals.
+_LISTENING_BACKOFF = 10
+# How much the latest job counts in the running average of durations.
+_WEIGHT = 0.05
+
+
+class Worker(Runner):
+    kind = Process.Kind.WORKER
+
+    def __init__(
+        self, config: BackendConfig, options: WorkerConfig, name: str, supervisor_id: int | None = None
+    ) -> None:
+        super().__init__(config, name, supervisor_id)
+        self.options = options
+        self._selectors = [Selector.parse(text) for text in options.queues]
+        self._pool = Pool(
+            options.threads,
+            partial(execution.run, config=config, worker=name),
+            self.wakeup.set,
+            name,
+        )
+        self._unrecorded: list[execution.Job] = []
+        self._returning: list[execution.Job] = []
+        self._listening = False
+        self._next_claim = 0.0  # on the monotonic clock
+        self._idle_poll = _FIRST_POLL
+        self._round_trip = 0.002
+        self._seconds: float | None = None  # a job takes, on average; unknown at first
+        self._submitted_at = 0.0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "queues": list(self.options.queues),
+            "threads": self.options.threads,
+            "polling_interval": self.options.polling_interval,
+        }
+
+    def connected(self) -> None:
+        self._listening = self.config.listen_notify and self.dialect.listen(
+            connections[self.config.database_alias]
+        )
+        self._next_claim = 0.0
+
+    def step(self) -> float:
+        self._record()
+        self._claim()
+        self._give_back_stale()
+        return self._pause()
+
+    def sleep(self, seconds: float) -> None:
+        connection = connections[self.config.database_alias]
+        if not self._listening or connection.connection is None:
+            self.wakeup.wait(seconds)
+        elif self.wakeup.wait(seconds, self.dialect.socket(connection)):
+            self._hear()
+
+    def drain(self) -> None:
+        """Give back what was not started, wait for what runs, and record it; then give up the rest."""
+        deadline = time.monotonic() + self.config.shutdown_timeout
+        self._attempt(self._give_back)
+        while (self._pool.busy or self._unrecorded) and time.monotonic() < deadline:
+            wait = self._attempt(self._record)
+            self.wakeup.wait(min(max(wait, 0.01), deadline - time.monotonic()))
+        self._attempt(self._record)
+        self._returning += self._pool.abandon()
+        self._attempt(self._give_back)
+        self._pool.close()
+
+    # ---- claim ----
+
+    def _claim(self) -> None:
+        now = time.monotonic()
+        room = self._room()
+        if room <= 0 or now < self._next_claim:
+            return
+        jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
+        self._measure_round_trip(time.monotonic() - now)
+        for job in jobs:
+            self._pool.submit(job)
+        if jobs:
+            self._submitted_at = time.monotonic()
+            self._idle_poll = _FIRST_POLL
+        if len(jobs) < room:
+            # Nothing is left for now. What is notified in the meantime ends the wait.
+            self._next_claim = time.monotonic() + self._idle_poll
+            self._idle_poll = min(self._idle_poll * 2, self._longest_poll())
+        else:
+            self._next_claim = 0.0
+
+    def _room(self) -> int:
+        """How many jobs to claim: idle threads, and what the threads will begin within a round trip or two."""
+        ahead = 0
+        if self._seconds is not None:
+            begun = self.options.threads * self._round_trip / max(self._seconds, 1e-6)
+            ahead = min(math.floor(2 * begun), _MOST_AHEAD)
+        room = self.options.threads + ahead - self._pool.unfinished
+        # In halves: a claim of one job costs as much as a claim of a hundred.
+        return room if 2 * room > ahead or self._pool.unfinished < self.options.threads else 0
+
+    def _longest_poll(self) -> float:
+        return self.options.polling_interval * (_LISTENING_BACKOFF if self._listening else 1)
+
+    def _hear(self) -> None:
+        try:
+            if self.config.alias in self.dialect.notified(connections[self.config.database_alias]):
+                self._next_claim = 0.0
+                self._idle_poll = _FIRST_POLL
+        except Exception as error:  # the driver's own errors: this call does not go through Django
+            self._away(_lost(error))
+
+    # ---- finish ----
+
+    def _record(self) -> float:
+        """Write what the threads have done, in one batch, and tell of it."""
+        done = self._pool.collect()
+        for job in done:
+            self._measure(job.seconds)
+        # Kept until they are recorded: while the database is away, nothing that was done is forgotten.
+        self._unrecorded += done
+        if self._unrecorded:
+            began = time.monotonic()
+            recorded = execution.finish(self.config, self._unrecorded, worker=self.name)
+            self._unrecorded = []
+            self._measure_round_trip(time.monotonic() - began)
+            if recorded:
+                self._pool.follow_up(partial(execution.announce, recorded))
+        return 0.0
+
+    # ---- give back ----
+
+    def _give_back_stale(self) -> None:
+        """Never hoard: what still waits behind long jobs belongs to whoever is idle."""
+        waits = self._pool.waiting and time.monotonic() - self._submitted_at > _LONGEST_WAIT
+        if waits or self._returning:
+            self._give_back()
+            self._seconds = None
+
+    def _give_back(self) -> float:
+        # Kept until it is done, as with what is unrecorded.
+        self._returning += self._pool.take_back()
+        execution.release(self.config, self._returning)
+        self._returning = []
+        return 0.0
+
+    # ---- measure ----
+
+    def _pause(self) -> float:
+        if self._pool.done:
+            return 0.0
+        if self._pool.waiting:
+            return _LONGEST_WAIT / 2
+        if self._pool.unfinished >= self.options.threads:
+            return self._longest_poll()
+        return self._next_claim - time.monotonic()
+
+    def _measure(self, seconds: float) -> None:
+        if self._seconds is None:
+            self._seconds = seconds
+        else:
+            self._seconds += (seconds - self._seconds) * _WEIGHT
+
+    def _measure_round_trip(self, seconds: float) -> None:
+        self._round_trip += (min(seconds, _LONGEST_WAIT) - self._round_trip) * _WEIGHT
+
+
+def _lost(error: Exception) -> Any:
+    from django.db import OperationalError
+
+    if isinstance(error, DATABASE_AWAY):
+        return error
+    lost = OperationalError(str(error))
+    lost.__cause__ = error
+    return lost

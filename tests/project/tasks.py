@@ -1,0 +1,117 @@
+"""Tasks of every kind."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from django.tasks import TaskContext, task
+
+from tests.project.models import Run
+
+
+@task
+def add(a: int, b: int) -> int:
+    return a + b
+
+
+@task
+def echo(*args: Any, **kwargs: Any) -> dict[str, Any]:
+    return {"args": list(args), "kwargs": kwargs}
+
+
+@task
+def leave_run(label: str) -> None:
+    """Leave a row, so that lost and doubled executions can be counted."""
+    Run.objects.create(label=label)
+
+
+@task
+def append_line(path: str, line: str) -> None:
+    """Leave a line in a file: cheaper than a row, and counted the same."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    try:
+        os.write(descriptor, f"{line}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+@task
+def wait_for_file(path: str, seconds: float = 30) -> str:
+    """Run until a test creates the file."""
+    deadline = time.monotonic() + seconds
+    Path(f"{path}.started").touch()
+    while not Path(path).exists():
+        if time.monotonic() > deadline:
+            raise TimeoutError(path)
+        time.sleep(0.01)
+    return "seen"
+
+
+@task
+async def add_async(a: int, b: int) -> int:
+    return a + b
+
+
+@task(takes_context=True)
+def describe_context(context: TaskContext, label: str) -> dict[str, Any]:
+    return {"label": label, "attempt": context.attempt, "id": context.task_result.id}
+
+
+@task
+def fail(message: str = "it failed") -> None:
+    raise ValueError(message)
+
+
+class UnprintableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no text for you")
+
+
+@task
+def raise_unprintable() -> None:
+    raise UnprintableError
+
+
+@task
+def raise_empty() -> None:
+    raise ValueError
+
+
+@task
+def raise_system_exit() -> None:
+    raise SystemExit(3)
+
+
+@task
+def raise_keyboard_interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@task
+def raise_with_nul() -> None:
+    raise ValueError("before\0after \udc80")
+
+
+@task
+def return_set() -> set[int]:
+    return {1}
+
+
+@task
+def return_nan() -> float:
+    return float("nan")
+
+
+@task
+def return_nul() -> str:
+    return "before\0after"
+
+
+@task
+def return_given(value: Any) -> Any:
+    return value
+
+
+def not_a_task() -> None:
+    """A plain function."""
