@@ -115,3 +115,75 @@ def return_given(value: Any) -> Any:
 
 def not_a_task() -> None:
     """A plain function."""
+
+
+class ExitingError(Exception):
+    """Its text ends whoever asks for it."""
+
+    def __str__(self) -> str:
+        raise SystemExit(4)
+
+
+@task
+def raise_given(kind: str, message: str = "", times: int = 1) -> None:
+    """Raise an exception of this module or a built-in one, its message repeated so many times."""
+    import builtins
+
+    raise (globals().get(kind) or getattr(builtins, kind))(*[message * times] * bool(message))
+
+
+@task
+def raise_from_cause() -> None:
+    try:
+        raise KeyError("the cause")
+    except KeyError as error:
+        raise ValueError("the effect") from error
+
+
+@task
+def return_nested(levels: int) -> Any:
+    value: Any = []
+    for _ in range(levels - 1):
+        value = [value]
+    return value
+
+
+@task
+def return_huge_int() -> int:
+    return 10**5000
+
+
+# What `task` returns goes under another name than the function: no worker can find it by its path.
+renamed = task(not_a_task)
+
+
+@task
+def twice() -> str:
+    return "first"
+
+
+first_of_two = twice
+
+
+@task
+def twice() -> str:  # noqa: F811
+    return "second"
+
+
+@task
+def one_per_key(key: str, value: int = 0) -> str:
+    return key
+
+
+one_per_key.func.concurrency_key = "one:{key}"
+one_per_key.func.concurrency_limit = 1
+
+
+@task
+def one_or_none(key: str) -> str:
+    return key
+
+
+one_or_none.func.concurrency_key = "none:{key}"
+one_or_none.func.concurrency_limit = 1
+one_or_none.func.on_conflict = "discard"

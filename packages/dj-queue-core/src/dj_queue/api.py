@@ -5,8 +5,8 @@ from typing import Any
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
-from django.tasks import Task
 
+from dj_queue.annotations import AnyTask
 from dj_queue.backend import DjQueueBackend
 from dj_queue.config import backend_config
 from dj_queue.operations import jobs
@@ -14,7 +14,7 @@ from dj_queue.operations import jobs
 __all__ = ["aenqueue_on_commit", "enqueue_on_commit"]
 
 
-def enqueue_on_commit(task: Task, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+def enqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwargs: Any) -> None:
     """Enqueue when the current transaction commits; at once if there is none; never if it rolls back.
 
     `using` is the database alias whose commit is awaited, `default` if not given. The arguments are
@@ -30,6 +30,6 @@ def enqueue_on_commit(task: Task, *args: Any, using: str | None = None, **kwargs
         transaction.on_commit(partial(task.enqueue, *args, **kwargs), using=using)
 
 
-async def aenqueue_on_commit(task: Task, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+async def aenqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwargs: Any) -> None:
     """`enqueue_on_commit` for asynchronous code."""
     await sync_to_async(enqueue_on_commit, thread_sensitive=True)(task, *args, using=using, **kwargs)

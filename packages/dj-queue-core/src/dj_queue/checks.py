@@ -94,10 +94,7 @@ def check_distributions(app_configs: object = None, **kwargs: Any) -> list[Check
             f"The distribution {_PREDECESSOR} {predecessor.version} is installed beside "
             "dj-queue-core. Both own the package dj_queue, so its files are a mixture of the two.",
             # Uninstalling takes the shared files along, so core has to be put back.
-            hint=(
-                f"Run `pip uninstall {_PREDECESSOR}`, then "
-                "`pip install --force-reinstall --no-deps dj-queue-core`."
-            ),
+            hint=(f"Run `pip uninstall {_PREDECESSOR}`, then `pip install --force-reinstall --no-deps dj-queue-core`."),
             id="dj_queue.E003",
         )
     ]

@@ -53,9 +53,7 @@ class Job(models.Model):
     id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
     task_path = models.TextField()
     queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
-    priority = models.SmallIntegerField(
-        default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)]
-    )
+    priority = models.SmallIntegerField(default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)])
     payload = models.JSONField(default=empty_payload)
     backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
     scheduled_at = models.DateTimeField(null=True, blank=True)
@@ -124,9 +122,7 @@ class Job(models.Model):
 class ReadyExecution(models.Model):
     # No database constraint here and on claims: it would cost each job three more statements and a fifth
     # of its WAL. A row whose job was deleted behind the queue's back is dropped when it is claimed.
-    job = models.OneToOneField(
-        Job, models.CASCADE, db_constraint=False, related_name="ready_execution"
-    )
+    job = models.OneToOneField(Job, models.CASCADE, db_constraint=False, related_name="ready_execution")
     # Repeated from the job, so that a claim finds its rows in one index.
     backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
     queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
@@ -144,7 +140,7 @@ class ReadyExecution(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"ready {self.job_id}"
+        return f"ready {self.pk}"
 
 
 class ScheduledExecution(models.Model):
@@ -163,15 +159,13 @@ class ScheduledExecution(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"scheduled {self.job_id}"
+        return f"scheduled {self.pk}"
 
 
 class ClaimedExecution(models.Model):
     """A claim. Its id is the fence: whoever deletes the row may decide what becomes of the job."""
 
-    job = models.OneToOneField(
-        Job, models.CASCADE, db_constraint=False, related_name="claimed_execution"
-    )
+    job = models.OneToOneField(Job, models.CASCADE, db_constraint=False, related_name="claimed_execution")
     # No index: the table holds only what runs, and each index is written twice for every job.
     process = models.ForeignKey(
         "Process",
@@ -190,7 +184,7 @@ class ClaimedExecution(models.Model):
         db_table = "dj_queue_claimed_executions"
 
     def __str__(self) -> str:
-        return f"claimed {self.job_id}"
+        return f"claimed {self.pk}"
 
 
 class BlockedExecution(models.Model):
@@ -212,7 +206,7 @@ class BlockedExecution(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"blocked {self.job_id}"
+        return f"blocked {self.pk}"
 
 
 class FailedExecution(models.Model):
@@ -230,7 +224,7 @@ class FailedExecution(models.Model):
         ]
 
     def __str__(self) -> str:
-        return f"failed {self.job_id}: {self.exception_class}"
+        return f"failed {self.pk}: {self.exception_class}"
 
 
 class Process(models.Model):
@@ -246,9 +240,7 @@ class Process(models.Model):
     hostname = models.CharField(max_length=255, default="", blank=True)
     name = models.CharField(max_length=255)
     metadata = models.JSONField(default=dict, blank=True)
-    supervisor = models.ForeignKey(
-        "self", models.SET_NULL, null=True, blank=True, related_name="children"
-    )
+    supervisor = models.ForeignKey("self", models.SET_NULL, null=True, blank=True, related_name="children")
     last_heartbeat_at = models.DateTimeField(db_default=Now())
     created_at = models.DateTimeField(db_default=Now(), editable=False)
 
@@ -327,9 +319,7 @@ class RecurringExecution(models.Model):
     """One tick of a recurring task. The unique row decides which scheduler enqueues it."""
 
     backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
-    job = models.OneToOneField(
-        Job, models.CASCADE, null=True, blank=True, related_name="recurring_execution"
-    )
+    job = models.OneToOneField(Job, models.CASCADE, null=True, blank=True, related_name="recurring_execution")
     task_key = models.CharField(max_length=255)
     run_at = models.DateTimeField()
     created_at = models.DateTimeField(db_default=Now(), editable=False)
@@ -337,9 +327,7 @@ class RecurringExecution(models.Model):
     class Meta:
         db_table = "dj_queue_recurring_executions"
         constraints: ClassVar = [
-            models.UniqueConstraint(
-                fields=["backend_alias", "task_key", "run_at"], name="dj_queue_recurring_tick"
-            ),
+            models.UniqueConstraint(fields=["backend_alias", "task_key", "run_at"], name="dj_queue_recurring_tick"),
         ]
 
     def __str__(self) -> str:

@@ -38,9 +38,7 @@ def load_config(
     overrides = overrides or Overrides()
     sources.require_managed(alias, tasks)
     mistakes = Mistakes()
-    found = sources.read_sources(
-        alias, tasks, overrides, os.environ if env is None else env, mistakes
-    )
+    found = sources.read_sources(alias, tasks, overrides, os.environ if env is None else env, mistakes)
     given = merge(found.layers, mistakes)
     values = read_values(given, mistakes)
     config = BackendConfig(

@@ -13,6 +13,8 @@ WORKER: dict[str, read.Reader] = {
     "threads": read.whole(1),
     "processes": read.whole(1),
     "polling_interval": read.interval,
+    "recycle_after_jobs": read.optional(read.whole(1)),
+    "recycle_above_mib": read.optional(read.whole(1)),
 }
 DISPATCHER: dict[str, read.Reader] = {
     "batch_size": read.whole(1),

@@ -104,9 +104,7 @@ def known_databases() -> list[str]:
     return list(settings.DATABASES or {"default": {}})
 
 
-def section(
-    build: Callable[..., Any], fields: Mapping[str, Reader], required: Iterable[str] = ()
-) -> Reader:
+def section(build: Callable[..., Any], fields: Mapping[str, Reader], required: Iterable[str] = ()) -> Reader:
     """A mapping with known keys, handed to `build` as keyword arguments."""
 
     def read(value: Any, place: Place, mistakes: Mistakes) -> Any:
@@ -146,9 +144,7 @@ def _is_selector(value: Any) -> bool:
     return isinstance(value, str) and 0 < len(value) <= 64 and "*" not in value[:-1]
 
 
-_selector = Scalar(
-    "a queue name, or the start of one and a final '*', of 1 to 64 characters", _is_selector
-)
+_selector = Scalar("a queue name, or the start of one and a final '*', of 1 to 64 characters", _is_selector)
 
 
 def selectors(value: Any, place: Place, mistakes: Mistakes) -> Any:

@@ -31,7 +31,7 @@ def schedule_mistake(expression: str) -> str | None:
     try:
         # All the years that croniter knows. Starting from today would make a valid configuration
         # turn invalid as time goes by.
-        start = datetime(1970, 1, 1)  # noqa: DTZ001 - any start will do
+        start = datetime(1970, 1, 1)
         croniter(expression, start, max_years_between_matches=130).get_next(datetime)
     except CroniterBadDateError:
         return "it never fires"
@@ -80,11 +80,7 @@ positional = Scalar(
 )
 keywords = Scalar(
     "a mapping of names to JSON values",
-    lambda value: (
-        isinstance(value, Mapping)
-        and all(isinstance(key, str) for key in value)
-        and _is_json(dict(value))
-    ),
+    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and _is_json(dict(value)),
     dict,
 )
 

@@ -84,7 +84,7 @@ def settings_layer(alias: str, tasks: Mapping[str, Any] | None, mistakes: Mistak
 def _entries(tasks: Mapping[str, Any] | None) -> Mapping[str, Any]:
     if tasks is None:
         # Django's default TASKS names its own immediate backend. That is not a project's choice.
-        tasks = settings.TASKS if settings.is_overridden("TASKS") else {}
+        tasks = settings.TASKS if settings.is_overridden("TASKS") else {}  # type: ignore[misc]
     if not isinstance(tasks, Mapping):
         return {}
     return tasks or _IMPLICIT_TASKS
@@ -144,9 +144,7 @@ def _file_layer(
     return layer, os.path.abspath(path) if overrides.config_file else None
 
 
-def _backends_layer(
-    alias: str, entries: Mapping[str, Any], backends: Any, place: Place, mistakes: Mistakes
-) -> Layer:
+def _backends_layer(alias: str, entries: Mapping[str, Any], backends: Any, place: Place, mistakes: Mistakes) -> Layer:
     place = place.at("backends")
     if not isinstance(backends, Mapping):
         mistakes.add(place, "a mapping from aliases to options", backends)

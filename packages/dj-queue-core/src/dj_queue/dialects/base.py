@@ -84,9 +84,7 @@ class Dialect(ABC):
     one_statement = False
 
     @abstractmethod
-    def insert(
-        self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool
-    ) -> datetime:
+    def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         """Store `jobs`, ready or scheduled by the database's clock; return that clock's time.
 
         With `notify`, workers that listen are told of ready jobs when the transaction commits.
@@ -163,5 +161,3 @@ class Dialect(ABC):
     def socket(self, connection: BaseDatabaseWrapper) -> int | None:
         """The file descriptor that turns readable when a notification arrives."""
         return None
-
-

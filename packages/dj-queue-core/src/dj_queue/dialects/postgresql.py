@@ -26,9 +26,7 @@ class PostgreSQL(Dialect):
     json_limits = JSONLimits(depth=500, nul=False)
     one_statement = True
 
-    def insert(
-        self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool
-    ) -> datetime:
+    def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         some_ready = any(job.run_after is None for job in jobs)
         some_scheduled = any(job.run_after is not None for job in jobs)
         source, params = _rows(jobs)
@@ -94,28 +92,22 @@ class PostgreSQL(Dialect):
         return finished_at, set(kept or ())
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
-        cursor.execute(
-            _RELEASE.format(notify=_NOTIFY if notify else ""), {"claims": list(claim_ids), "alias": alias}
-        )
+        cursor.execute(_RELEASE.format(notify=_NOTIFY if notify else ""), {"claims": list(claim_ids), "alias": alias})
         return int(cursor.fetchone()[0])
 
     def promote(
         self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
     ) -> tuple[int, list[UUID]]:
         cursor.execute(
-            _PROMOTE.format(
-                skip="SKIP LOCKED" if skip_locked else "", notify=_NOTIFY_IF_ANY if notify else ""
-            ),
+            _PROMOTE.format(skip="SKIP LOCKED" if skip_locked else "", notify=_NOTIFY_IF_ANY if notify else ""),
             {"alias": alias, "limit": limit},
         )
         row = cursor.fetchone()
         return row[0], list(row[1] or ())
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
-        params = {"keys": sorted(freed), "counts": [freed[key] for key in sorted(freed)]}
-        cursor.execute(
-            "SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key FOR UPDATE", params
-        )
+        params: dict[str, Any] = {"keys": sorted(freed), "counts": [freed[key] for key in sorted(freed)]}
+        cursor.execute("SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key FOR UPDATE", params)
         # A statement of its own: its snapshot must be younger than the locks.
         cursor.execute(_UNBLOCK.format(notify=_NOTIFY_EACH if notify else ""), params)
         return [UnblockedJob(job_id, key) for job_id, key, *_ in cursor.fetchall()]
@@ -300,11 +292,15 @@ def _picked(selectors: Sequence[Selector], lock: str) -> tuple[str, dict[str, An
             continue
         for selector in group:
             if selector.everything and not branches:
-                return f"{_NAMES},\npicked AS MATERIALIZED ({_PICK_ALL.format(lock=lock)} LIMIT %(limit)s)", {}
+                return (
+                    f"{_NAMES},\npicked AS MATERIALIZED ({_PICK_ALL.format(lock=lock)} LIMIT %(limit)s)",
+                    {},
+                )
             key = f"prefix{len(branches)}"
             # A row that an earlier branch has locked is no obstacle to its own transaction.
-            but = "".join(_BUT_NAMED.format(names=k) if k.startswith("names") else _BUT_PREFIX.format(prefix=k)
-                          for k in params)
+            but = "".join(
+                _BUT_NAMED.format(names=k) if k.startswith("names") else _BUT_PREFIX.format(prefix=k) for k in params
+            )
             params[key] = selector.name
             branches.append(_PICK_PREFIX.format(lock=lock, prefix=key, but=but))
     names = f"{_NAMES},\n" if any(key.startswith("prefix") for key in params) else ""

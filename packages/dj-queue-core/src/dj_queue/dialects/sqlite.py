@@ -31,10 +31,7 @@ class SQLite(Dialect):
         cursor.executemany(
             "INSERT INTO dj_queue_jobs (id, task_path, queue_name, priority, payload, backend_alias,"
             " scheduled_at, created_at, updated_at) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)",
-            [
-                (job.id.hex, *job[1:5], alias, job.run_after and _stored(job.run_after), at, at)
-                for job in jobs
-            ],
+            [(job.id.hex, *job[1:5], alias, job.run_after and _stored(job.run_after), at, at) for job in jobs],
         )
         waits = [job.run_after is not None and job.run_after > now for job in jobs]
         cursor.executemany(
@@ -92,9 +89,7 @@ class SQLite(Dialect):
         )
         claims = [_claim(row, now) for row in cursor.fetchall()]
         orphans = set(ids) - {claim.id for claim in claims}
-        cursor.executemany(
-            "DELETE FROM dj_queue_claimed_executions WHERE id = %s", [(orphan,) for orphan in orphans]
-        )
+        cursor.executemany("DELETE FROM dj_queue_claimed_executions WHERE id = %s", [(orphan,) for orphan in orphans])
         return claims
 
     def finish(
@@ -103,8 +98,7 @@ class SQLite(Dialect):
         now = timezone.now()
         at = _stored(now)
         cursor.execute(
-            "DELETE FROM dj_queue_claimed_executions"
-            " WHERE id IN (SELECT value FROM json_each(%s)) RETURNING id",
+            "DELETE FROM dj_queue_claimed_executions WHERE id IN (SELECT value FROM json_each(%s)) RETURNING id",
             [json.dumps([outcome.claim_id for outcome in outcomes])],
         )
         kept = {row[0] for row in cursor.fetchall()}
@@ -173,7 +167,7 @@ class SQLite(Dialect):
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
         now = timezone.now()
-        unblocked = []
+        unblocked: list[UnblockedJob] = []
         for key in sorted(freed):
             cursor.execute(
                 'UPDATE dj_queue_semaphores SET value = min("limit", value + %s), updated_at = %s'
@@ -182,8 +176,7 @@ class SQLite(Dialect):
             )
             row = cursor.fetchone()
             free = max(row[0], 0) if row else 0
-            for job_id in _unblock(cursor, key, free, now):
-                unblocked.append(UnblockedJob(job_id, key))
+            unblocked += [UnblockedJob(job_id, key) for job_id in _unblock(cursor, key, free, now)]
         return unblocked
 
     def is_transient(self, error: Error) -> bool:

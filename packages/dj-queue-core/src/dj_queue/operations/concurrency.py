@@ -15,8 +15,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db.backends.utils import CursorWrapper
-from django.tasks import Task
 
+from dj_queue.annotations import AnyTask
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect
 from dj_queue.exceptions import ArgumentsError, EnqueueError
@@ -35,9 +35,7 @@ class Limit(NamedTuple):
     on_conflict: str
 
 
-def limit_of(
-    task: Task, args: Sequence[Any], kwargs: Mapping[str, Any], *, default_duration: float
-) -> Limit | None:
+def limit_of(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], *, default_duration: float) -> Limit | None:
     """Return the limit that a call falls under, if its task has any. Raises `EnqueueError`."""
     key = _option(task, "concurrency_key")
     if key is None:
@@ -54,9 +52,7 @@ def limit_of(
     if isinstance(duration, timedelta):
         duration = duration.total_seconds()
     if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < math.inf:
-        raise EnqueueError(
-            f"{path}: concurrency_duration must be a positive number of seconds, got {duration!r}."
-        )
+        raise EnqueueError(f"{path}: concurrency_duration must be a positive number of seconds, got {duration!r}.")
     on_conflict = _option(task, "on_conflict") or BLOCK
     if on_conflict not in (BLOCK, DISCARD):
         raise EnqueueError(f"{path}: on_conflict must be 'block' or 'discard', got {on_conflict!r}.")
@@ -89,7 +85,8 @@ def dispatch(
                 slots[key] -= 1
             ready.append(ReadyExecution(**place))
         elif job.on_conflict == DISCARD:
-            job.finished_at = job.updated_at = now
+            job.finished_at = now
+            job.updated_at = now  # pyright: ignore[reportAttributeAccessIssue]
             discarded.append(job)
         else:
             expires_at = now + timedelta(seconds=_duration(config, job))
@@ -116,13 +113,13 @@ def release(
 # ---- the limit of a call ----------------------------------------------------------------------------
 
 
-def _option(task: Task, name: str) -> Any:
+def _option(task: AnyTask, name: str) -> Any:
     value = getattr(task, name, None)
     return getattr(task.func, name, None) if value is None else value
 
 
 def _resolve(
-    task: Task,
+    task: AnyTask,
     key: str | Callable[..., str],
     args: Sequence[Any],
     kwargs: Mapping[str, Any],
@@ -130,10 +127,7 @@ def _resolve(
     path = task.module_path
     arguments = _bind(task, args, kwargs)
     try:
-        if callable(key):
-            resolved = key(*args, **kwargs)
-        else:
-            resolved = key.format(**arguments)
+        resolved = key(*args, **kwargs) if callable(key) else key.format(**arguments)
     except Exception as error:
         known = ", ".join(arguments) or "none"
         raise ArgumentsError(
@@ -148,7 +142,7 @@ def _resolve(
     return resolved
 
 
-def _bind(task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+def _bind(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     context = (None,) if task.takes_context else ()
     signature = _signature(task.func)
     try:
@@ -200,7 +194,7 @@ def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Count
         row.limit = limit
         taken[row.key] = min(wanted[row.key], max(row.value, 0))
         row.value -= taken[row.key]
-        row.updated_at = now
+        row.updated_at = now  # pyright: ignore[reportAttributeAccessIssue]
         if taken[row.key]:
             row.expires_at = now + timedelta(seconds=_duration(config, job))
         changed.append(row)

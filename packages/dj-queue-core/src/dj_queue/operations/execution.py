@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 from django.db import DatabaseError, OperationalError
 from django.db.backends.utils import CursorWrapper
-from django.tasks import TaskContext, TaskResult
+from django.tasks import TaskContext
 from django.tasks.base import TaskError
 from django.tasks.signals import task_finished, task_started
 
 from dj_queue import events
+from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.operations import concurrency, results, transactions
@@ -32,7 +33,7 @@ class Job:
     claim: Claim
     received: float  # the worker's monotonic clock when the claim came back
     outcome: Outcome | None = None
-    result: TaskResult | None = None
+    result: AnyTaskResult | None = None
     value: Any = None
     exception: BaseException | None = None
     seconds: float = field(default=0.0)
@@ -46,9 +47,7 @@ class Recorded(NamedTuple):
     unblocked: list[tuple[str, str]]  # (job id, concurrency key)
 
 
-def claim(
-    config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None
-) -> list[Job]:
+def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None) -> list[Job]:
     """Claim up to `limit` ready jobs, in the order in which they should start."""
     claims = transactions.run(
         config.database_alias,
@@ -163,9 +162,7 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded
     keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
 
     def write(dialect: Dialect, cursor: CursorWrapper) -> Recorded:
-        finished_at, kept = dialect.finish(
-            cursor, outcomes, worker=worker, preserve=config.preserve_finished_jobs
-        )
+        finished_at, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=config.preserve_finished_jobs)
         freed = [keys[claim_id] for claim_id in kept if claim_id in keys]
         return Recorded(finished_at, kept, concurrency.release(config, dialect, cursor, freed))
 
@@ -173,9 +170,7 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded
     return transactions.run(config.database_alias, write, one_statement=not keys)
 
 
-def _record_refused(
-    config: BackendConfig, job: Job, worker: str, refusal: DatabaseError
-) -> Recorded:
+def _record_refused(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded:
     """Record as failed what the database would not store."""
     assert job.outcome is not None
     job.exception = refusal
@@ -204,9 +199,7 @@ def _tell(jobs: Sequence[Job], recorded: Recorded) -> None:
         if job.claim.id not in recorded.kept:
             events.emit("job.claim_lost", job_id=job_id)
         elif error:
-            events.emit(
-                "job.failed", job_id=job_id, exception_class=error.exception_class, message=error.message
-            )
+            events.emit("job.failed", job_id=job_id, exception_class=error.exception_class, message=error.message)
         else:
             events.emit("job.executed", job_id=job_id, status="success")
     for job_id, key in recorded.unblocked:

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db.backends.utils import CursorWrapper
-from django.tasks import Task, TaskResult
 from django.tasks.signals import task_enqueued
 
 from dj_queue import events
+from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, NewJob, dialect_for
 from dj_queue.exceptions import ArgumentsError, EnqueueError, NotJSONError, TaskPathError
@@ -20,19 +20,19 @@ from dj_queue.models import Job, ScheduledExecution
 from dj_queue.operations import concurrency, results, transactions
 from dj_queue.serialization import dump, normalize
 
-type Call = tuple[Task, Sequence[Any], Mapping[str, Any]]
+type Call = tuple[AnyTask, Sequence[Any], Mapping[str, Any]]
 
 
 class PreparedJob(NamedTuple):
     """A call that was found fit to be stored."""
 
     job: NewJob
-    task: Task
+    task: AnyTask
     payload: dict[str, Any]
     limit: concurrency.Limit | None
 
 
-def enqueue(config: BackendConfig, calls: Iterable[Call]) -> list[TaskResult]:
+def enqueue(config: BackendConfig, calls: Iterable[Call]) -> list[AnyTaskResult]:
     """Store a job for each call, all or none; return their results in the same order.
 
     The jobs are written at once, within the caller's transaction if it uses the queue's database.
@@ -41,9 +41,7 @@ def enqueue(config: BackendConfig, calls: Iterable[Call]) -> list[TaskResult]:
     return store(config, [prepare(config, *call) for call in calls])
 
 
-def prepare(
-    config: BackendConfig, task: Task, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> PreparedJob:
+def prepare(config: BackendConfig, task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> PreparedJob:
     """Check a call and take a copy of its arguments, writing nothing. Raises `EnqueueError`."""
     path = task.module_path
     _require_importable(task, path)
@@ -63,7 +61,7 @@ def prepare(
     return PreparedJob(job, task, payload, limit)
 
 
-def store(config: BackendConfig, prepared: Sequence[PreparedJob]) -> list[TaskResult]:
+def store(config: BackendConfig, prepared: Sequence[PreparedJob]) -> list[AnyTaskResult]:
     """Write prepared jobs, all or none, and tell of them."""
     if not prepared:
         return []
@@ -139,14 +137,11 @@ def _insert_limited(
             created_at=now,
         )
         for job in jobs
-        if _waits(job, now)
+        if job.scheduled_at is not None and job.scheduled_at > now
     )
-    concurrency.dispatch(config, dialect, cursor, [job for job in jobs if not _waits(job, now)], now)
+    due = [job for job in jobs if job.scheduled_at is None or job.scheduled_at <= now]
+    concurrency.dispatch(config, dialect, cursor, due, now)
     return jobs
-
-
-def _waits(job: Job, now: datetime) -> bool:
-    return job.scheduled_at is not None and job.scheduled_at > now
 
 
 def _row(config: BackendConfig, prepared: PreparedJob, now: datetime) -> Job:
@@ -169,13 +164,13 @@ def _row(config: BackendConfig, prepared: PreparedJob, now: datetime) -> Job:
     )
 
 
-def _result(config: BackendConfig, prepared: PreparedJob, at: datetime) -> TaskResult:
+def _result(config: BackendConfig, prepared: PreparedJob, at: datetime) -> AnyTaskResult:
     job, task, payload, _ = prepared
     variant = results.variant(task, job.queue_name, job.priority, job.run_after, config.alias)
     return results.new(variant, job.id, payload["args"], payload["kwargs"], enqueued_at=at)
 
 
-def _require_importable(task: Task, path: str) -> None:
+def _require_importable(task: AnyTask, path: str) -> None:
     """A worker finds the task by its path: it must lead to a task with this function."""
     try:
         found = results.resolve(path)
@@ -188,7 +183,7 @@ def _require_importable(task: Task, path: str) -> None:
         )
 
 
-def _tell(result: TaskResult) -> None:
+def _tell(result: AnyTaskResult) -> None:
     task = result.task
     if events.heard():
         events.emit(

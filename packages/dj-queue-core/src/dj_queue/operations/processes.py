@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from django.db.models.functions import Now
@@ -42,3 +43,15 @@ def heartbeat(config: BackendConfig, process_id: int) -> bool:
 
 def deregister(config: BackendConfig, process_id: int) -> None:
     Process.objects.using(config.database_alias).filter(pk=process_id).delete()
+
+
+def find(config: BackendConfig, *, name: str, supervisor_id: int) -> int | None:
+    """Return the id of a supervisor's runner, if it is registered."""
+    rows = Process.objects.using(config.database_alias)
+    return rows.filter(name=name, supervisor_id=supervisor_id).values_list("pk", flat=True).first()
+
+
+def count_fresh(config: BackendConfig, *, max_age: float) -> int:
+    """Return how many processes of the alias had a heartbeat within `max_age` seconds."""
+    rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias)
+    return rows.filter(last_heartbeat_at__gte=Now() - timedelta(seconds=max_age)).count()

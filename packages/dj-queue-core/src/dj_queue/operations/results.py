@@ -12,12 +12,13 @@ from django.tasks.base import TaskError
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
+from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BACKEND_PATH, BackendConfig
 from dj_queue.dialects import Claim
 from dj_queue.exceptions import TaskPathError
 
 
-def get(config: BackendConfig, result_id: str) -> TaskResult:
+def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
     """Read a result. Raises `TaskResultDoesNotExist` for every id this alias does not have."""
     from dj_queue.models import Job
 
@@ -46,15 +47,15 @@ def get(config: BackendConfig, result_id: str) -> TaskResult:
     if job.finished_at is not None:
         succeed(result, job.finished_at, job.return_value)
     elif failure is not None:
-        error = TaskError(exception_class_path=failure.exception_class, traceback=failure.traceback)
-        fail(result, failure.created_at, error)
+        path, text = failure.exception_class, failure.traceback
+        fail(result, failure.created_at, TaskError(exception_class_path=path, traceback=text))
     elif claim is not None:
         start(result, claim.created_at, claim.process.name if claim.process else "")
     return result
 
 
 def new(
-    task: Task,
+    task: AnyTask,
     job_id: UUID,
     args: Any,
     kwargs: Any,
@@ -64,7 +65,7 @@ def new(
     last_attempted_at: datetime | None = None,
     worker_ids: list[str] | None = None,
     errors: list[TaskError] | None = None,
-) -> TaskResult:
+) -> AnyTaskResult:
     """Return the result of a job that is neither running nor done."""
     return TaskResult(
         task=task,
@@ -82,7 +83,7 @@ def new(
     )
 
 
-def claimed(claim: Claim, alias: str) -> TaskResult:
+def claimed(claim: Claim, alias: str) -> AnyTaskResult:
     """Return the result of a claim, not yet started. Its task raises `TaskPathError` if there is none."""
     task = stored_task(claim.task_path, claim.queue_name, claim.priority, claim.scheduled_at, alias)
     payload = json.loads(claim.payload)
@@ -95,13 +96,12 @@ def claimed(claim: Claim, alias: str) -> TaskResult:
         started_at=claim.started_at,
         worker_ids=json.loads(claim.worker_ids) if claim.worker_ids else [],
         errors=[
-            TaskError(exception_class_path=path, traceback=text)
-            for path, text in json.loads(claim.errors or "[]")
+            TaskError(exception_class_path=path, traceback=text) for path, text in json.loads(claim.errors or "[]")
         ],
     )
 
 
-def start(result: TaskResult, at: datetime, worker: str) -> None:
+def start(result: AnyTaskResult, at: datetime, worker: str) -> None:
     _set(
         result,
         status=TaskResultStatus.RUNNING,
@@ -111,16 +111,16 @@ def start(result: TaskResult, at: datetime, worker: str) -> None:
     result.worker_ids.append(worker)
 
 
-def succeed(result: TaskResult, at: datetime, value: Any) -> None:
+def succeed(result: AnyTaskResult, at: datetime, value: Any) -> None:
     _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=at, _return_value=value)
 
 
-def fail(result: TaskResult, at: datetime, error: TaskError) -> None:
+def fail(result: AnyTaskResult, at: datetime, error: TaskError) -> None:
     _set(result, status=TaskResultStatus.FAILED, finished_at=at)
     result.errors.append(error)
 
 
-def resolve(path: str) -> Task:
+def resolve(path: str) -> AnyTask:
     """Import the task that a job names. Raises `TaskPathError` if there is none."""
     try:
         found = import_string(path)
@@ -135,9 +135,7 @@ def resolve(path: str) -> Task:
     return found
 
 
-def stored_task(
-    path: str, queue_name: str, priority: int, run_after: datetime | None, alias: str
-) -> Task:
+def stored_task(path: str, queue_name: str, priority: int, run_after: datetime | None, alias: str) -> AnyTask:
     """Return the task of a stored job, a stand-in where its code is gone."""
     try:
         task = resolve(path)
@@ -146,9 +144,7 @@ def stored_task(
     return variant(task, queue_name, priority, run_after, alias)
 
 
-def variant(
-    task: Task, queue_name: str, priority: int, run_after: datetime | None, alias: str
-) -> Task:
+def variant(task: AnyTask, queue_name: str, priority: int, run_after: datetime | None, alias: str) -> AnyTask:
     """Return the task as it was enqueued."""
     if run_after is None:
         return _usual_variant(task, queue_name, priority, alias)
@@ -156,11 +152,11 @@ def variant(
 
 
 @lru_cache(maxsize=1024)
-def _usual_variant(task: Task, queue_name: str, priority: int, alias: str) -> Task:
+def _usual_variant(task: AnyTask, queue_name: str, priority: int, alias: str) -> AnyTask:
     return _copy(task, queue_name, priority, None, alias)
 
 
-def _copy(task: Task, queue_name: str, priority: int, run_after: datetime | None, alias: str) -> Task:
+def _copy(task: AnyTask, queue_name: str, priority: int, run_after: datetime | None, alias: str) -> AnyTask:
     # Not `using()`: that validates, and a stored job outlives the settings it was validated by.
     copy = object.__new__(type(task))
     for name in task.__dataclass_fields__:
@@ -169,8 +165,8 @@ def _copy(task: Task, queue_name: str, priority: int, run_after: datetime | None
     return copy
 
 
-def _stand_in(path: str, error: TaskPathError) -> Task:
-    def missing(*args: Any, **kwargs: Any) -> Any:
+def _stand_in(path: str, error: TaskPathError) -> AnyTask:
+    def missing(*_: Any, **__: Any) -> Any:
         raise error
 
     module, _, name = path.rpartition(".")

@@ -10,9 +10,7 @@ from dj_queue.dialects import Dialect, dialect_for
 _ATTEMPTS = 5
 
 
-def run[T](
-    database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_statement: bool = False
-) -> T:
+def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_statement: bool = False) -> T:
     """Run `work` in one transaction, again if the database says that it only collided.
 
     With `one_statement`, `work` is a single statement on databases that can, and then is its own

@@ -1,1 +1,1 @@
-"""The processes and threads that work the queue. Threads, signals and sleeping live here, and nowhere else."""
+"""The processes and threads that work the queue. Threads, signals and sleeping live only here."""

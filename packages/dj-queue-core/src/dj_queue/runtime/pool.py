@@ -8,25 +8,35 @@ the application's alone.
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from django.conf import settings
-from django.db import close_old_connections, connections, reset_queries
+from django.db import Error, close_old_connections, connections, reset_queries
 
 from dj_queue.operations.execution import Job
 
 
 class Pool:
-    def __init__(self, size: int, run: Callable[[Job], None], on_done: Callable[[], None], name: str) -> None:
+    def __init__(
+        self,
+        size: int,
+        run: Callable[[Job], None],
+        may_start: Callable[[Job], bool],
+        on_done: Callable[[], None],
+        on_error: Callable[[BaseException], None],
+        name: str,
+    ) -> None:
         self.size = size
         self.done: deque[Job] = deque()
         self._run = run
+        self._may_start = may_start
         self._on_done = on_done
+        self._on_error = on_error
         self._name = name
         self._jobs: SimpleQueue[Job | Callable[[], None] | None] = SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._unfinished = 0  # submitted and not collected; only the owner's thread counts
-        self._running: set[Job] = set()
         self._follow_ups = 0
         self._lock = threading.Lock()
 
@@ -82,13 +92,6 @@ class Pool:
         self._unfinished -= len(jobs)
         return jobs
 
-    def abandon(self) -> list[Job]:
-        """Take every job whose end nobody will wait for, running ones included."""
-        waiting = self.take_back()
-        with self._lock:
-            running = list(self._running)
-        return waiting + running
-
     def close(self) -> None:
         """Let the threads end after what they are doing; does not wait."""
         for _ in self._threads:
@@ -115,14 +118,13 @@ class Pool:
 
     def _perform(self, job: Job) -> None:
         with self._lock:
-            self._running.add(job)
+            if not self._may_start(job):
+                return
         _refresh_connections()
         try:
             self._run(job)
         finally:
             _refresh_connections()
-            with self._lock:
-                self._running.discard(job)
             self.done.append(job)
             self._on_done()
 
@@ -130,6 +132,8 @@ class Pool:
         _refresh_connections()
         try:
             call()
+        except Exception as error:  # the jobs it is about are recorded, and the next ones wait
+            self._on_error(error)
         finally:
             _refresh_connections()
             with self._lock:
@@ -139,8 +143,7 @@ class Pool:
 
 def _refresh_connections() -> None:
     """What Django does around a request: drop connections that are broken or too old."""
-    close_old_connections()
+    with suppress(Error):
+        close_old_connections()
     if settings.DEBUG:
         reset_queries()
-
-

@@ -8,23 +8,40 @@ import random
 import socket
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from enum import IntEnum
 from typing import Any, ClassVar
 
 from django.db import Error, InterfaceError, OperationalError, connections
 
+from dj_queue import hooks
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Process
 from dj_queue.operations import processes
+from dj_queue.runtime.board import Board
+from dj_queue.runtime.heartbeat import Heartbeat
+from dj_queue.runtime.lease import Lease
 from dj_queue.runtime.wakeup import Wakeup
 
 logger = logging.getLogger("dj_queue")
+
+DATABASE_AWAY = (OperationalError, InterfaceError)
 
 # Seconds between attempts while the database is away: doubled each time, with jitter.
 _FIRST_RETRY = 0.1
 _LONGEST_RETRY = 10.0
 
-DATABASE_AWAY = (OperationalError, InterfaceError)
+
+class End(IntEnum):
+    """How a runner ended; the exit code of one that is a process."""
+
+    DRAINED = 0
+    CRASHED = 1
+    UNFINISHED = 3  # its time was up: what it ran is to be given back
+    HURRIED = 4  # told to stop waiting: what it ran counts as lost
+    LAPSED = 5  # out of reach of the database for too long, or pruned
 
 
 class Runner(ABC):
@@ -32,16 +49,23 @@ class Runner(ABC):
 
     kind: ClassVar[Process.Kind]
 
-    def __init__(self, config: BackendConfig, name: str, supervisor_id: int | None = None) -> None:
+    def __init__(
+        self, config: BackendConfig, name: str, supervisor_id: int | None = None, board: Board | None = None
+    ) -> None:
         self.config = config
         self.name = name
-        self.supervisor_id = supervisor_id
+        self.backend_alias = config.alias
+        self.supervisor = supervisor_id
+        self.board = board or Board()
         self.pid = os.getpid()
         self.hostname = socket.gethostname()
         self.process_id: int | None = None
-        self.parent: int | None = None  # the supervisor's pid, where this runner is its child
+        self.parent: int | None = None  # the supervisor's pid, where this runner is a child process
+        self.end = End.DRAINED
+        self.lease = Lease(config.process_alive_threshold)
         self.wakeup = Wakeup()
         self._stopping = threading.Event()
+        self._hurried = threading.Event()
         self._failures = 0
 
     @property
@@ -57,28 +81,55 @@ class Runner(ABC):
     def stopping(self) -> bool:
         return self._stopping.is_set()
 
+    @property
+    def hurried(self) -> bool:
+        return self._hurried.is_set()
+
     def request_stop(self) -> None:
-        """Ask the loop to end. Returns at once; safe in a signal handler and in any thread."""
+        """Ask the loop to end; asked again, to wait for nothing. Returns at once; safe in a signal handler."""
+        if self._stopping.is_set():
+            self._hurried.set()
         self._stopping.set()
         self.wakeup.set()
 
-    def run(self) -> None:
+    def run(self) -> End:
         """Run until stopped. The calling thread owns the queue connection until this returns."""
         self.pid = os.getpid()
+        kind = self.kind.lower()
         try:
-            self._attempt_until_stopped(self._register)
-            with _Heartbeat(self):
-                while not self.stopping and not self._orphaned():
-                    self.sleep(self._attempt(self.step))
-                self.drain()
-            if self.process_id is not None:
-                self._attempt(lambda: processes.deregister(self.config, self.process_id or 0) or 0.0)
+            self._register_until_stopped()
+            if self.process_id is None:
+                return self.end
+            hooks.run_hooks(f"{kind}.start", self, self.config)
+            with Heartbeat(self.config, kind, self.process_id, self.lease, self.lapse):
+                try:
+                    while not self.stopping and not self._orphaned():
+                        self.sleep(self.attempt(self.step))
+                finally:
+                    # Also after a crash: what was claimed and not started is given back.
+                    hooks.run_hooks(f"{kind}.stop", self, self.config)
+                    self.drain()
+            if self.end is End.DRAINED:
+                self.attempt(self._deregister)
+            hooks.run_hooks(f"{kind}.exit", self, self.config)
+            return self.end
         finally:
-            connections[self.config.database_alias].close()
+            with suppress(Error):
+                connections[self.config.database_alias].close()
             self.wakeup.close()
 
     def drain(self) -> None:  # noqa: B027
-        """Bring what is under way to an end. Called once, after the last step."""
+        """Bring what is under way to an end, or say in `end` that it has none. Called once."""
+
+    def lapse(self) -> None:
+        """Let go: the lease is over, and others will settle what this runner has claimed."""
+        logger.error("dj_queue %s lost touch with the database, or was pruned: it lets go of its jobs", self.name)
+        if self.parent is not None:
+            # What its threads run can be ended only with the process.
+            os._exit(End.LAPSED)
+        self.end = End.LAPSED
+        self.request_stop()
+        self.request_stop()
 
     def sleep(self, seconds: float) -> None:
         self.wakeup.wait(seconds)
@@ -87,22 +138,46 @@ class Runner(ABC):
     def dialect(self) -> Dialect:
         return dialect_for(self.config.database_alias)
 
-    def connect(self) -> None:
-        """Make sure that this thread's queue connection is open and prepared."""
-        connection = connections[self.config.database_alias]
-        if connection.connection is None:
-            connection.ensure_connection()
-            self.dialect.prepare_session(connection)
-            self.connected()
+    def attempt(self, call: Callable[[], float]) -> float:
+        """Do one piece of work on the database; if it is away, say so once and return when to try again."""
+        try:
+            self._connect()
+            wait = call()
+        except DATABASE_AWAY as error:
+            return self.away(error)
+        if self._failures:
+            logger.warning("dj_queue %s: the database is back", self.name)
+            self._failures = 0
+        return wait
+
+    def away(self, error: Error) -> float:
+        if not self._failures:
+            logger.warning("dj_queue %s: the database is away, trying again: %s", self.name, error)
+        self._failures += 1
+        with suppress(Error):
+            connections[self.config.database_alias].close()
+        return backoff(self._failures)
 
     def connected(self) -> None:  # noqa: B027
         """Called whenever the queue connection was opened anew."""
 
-    def _orphaned(self) -> bool:
-        return self.parent is not None and os.getppid() != self.parent
+    def _connect(self) -> None:
+        connection = connections[self.config.database_alias]
+        if connection.connection is None:
+            connection.ensure_connection()
+            if self.config.silence_polling:
+                # This connection's statements stay out of the SQL log and of DEBUG's list of queries.
+                connection.make_debug_cursor = connection.make_cursor  # type: ignore[assignment]
+            self.dialect.prepare_session(connection)
+            self.connected()
+
+    def _register_until_stopped(self) -> None:
+        while not self.stopping and self.process_id is None:
+            wait = self.attempt(self._register)
+            if self.process_id is None:
+                self.sleep(wait)
 
     def _register(self) -> float:
-        self.connect()
         self.process_id = processes.register(
             self.config,
             kind=self.kind,
@@ -110,61 +185,21 @@ class Runner(ABC):
             pid=self.pid,
             hostname=self.hostname,
             metadata=self.metadata,
-            supervisor_id=self.supervisor_id,
+            supervisor_id=self.supervisor,
         )
+        self.lease = Lease(self.config.process_alive_threshold)
         return 0.0
 
-    def _attempt_until_stopped(self, call: Any) -> None:
-        while not self.stopping:
-            wait = self._attempt(call)
-            if not self._failures:
-                return
-            self.sleep(wait)
+    def _deregister(self) -> float:
+        assert self.process_id is not None
+        processes.deregister(self.config, self.process_id)
+        return 0.0
 
-    def _attempt(self, call: Any) -> float:
-        """Do one piece of work on the database; if it is away, say so once and return when to try again."""
-        try:
-            self.connect()
-            wait = float(call())
-        except DATABASE_AWAY as error:
-            return self._away(error)
-        if self._failures:
-            logger.warning("dj_queue %s: the database is back", self.name)
-            self._failures = 0
-        return wait
-
-    def _away(self, error: Error) -> float:
-        if not self._failures:
-            logger.warning("dj_queue %s: the database is away, trying again: %s", self.name, error)
-        self._failures += 1
-        connections[self.config.database_alias].close()
-        longest = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(self._failures - 1, 10))
-        return random.uniform(longest / 2, longest)
+    def _orphaned(self) -> bool:
+        return self.parent is not None and os.getppid() != self.parent
 
 
-class _Heartbeat:
-    """Beats in a thread of its own, so that no task and no statement can hold it up."""
-
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name=f"{runner.name}-heartbeat", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *exc: object) -> None:
-        self._over.set()
-
-    def _beat(self) -> None:
-        config = self._runner.config
-        while not self._over.wait(config.process_heartbeat_interval):
-            try:
-                if self._runner.process_id and not processes.heartbeat(config, self._runner.process_id):
-                    logger.warning("dj_queue %s: its process row is gone, stopping", self._runner.name)
-                    self._runner.request_stop()
-            except Error as error:
-                logger.warning("dj_queue %s: heartbeat failed: %s", self._runner.name, error)
-            finally:
-                # A beat a minute does not need a connection of its own in between.
-                connections[config.database_alias].close()
+def backoff(failures: int) -> float:
+    """How many seconds to wait after so many failures in a row."""
+    longest = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 10))
+    return random.uniform(longest / 2, longest)

@@ -1,16 +1,14 @@
-"""Starts the runners of one backend alias, watches them, and stops them.
+"""Starts the runners of one backend alias, watches them, settles what they leave, and stops them.
 
 `ForkSupervisor` runs each in a process of its own, `AsyncSupervisor` each in a thread of this one.
 """
 
 from __future__ import annotations
 
-import gc
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -20,57 +18,52 @@ from typing import Any, NamedTuple, Self
 
 from django.db import Error, connections
 
+from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
-from dj_queue.operations import processes
-from dj_queue.runtime.dispatcher import Dispatcher
-from dj_queue.runtime.process import Runner
+from dj_queue.operations import processes, recovery
+from dj_queue.runtime.child import fork
+from dj_queue.runtime.pidfile import pidfile
+from dj_queue.runtime.plan import Plan, plans
+from dj_queue.runtime.process import End, Runner, backoff
 from dj_queue.runtime.wakeup import Wakeup
-from dj_queue.runtime.worker import Worker
+from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
 
-# Beyond `shutdown_timeout`, for a child to give back and deregister before it is ended.
-_GRACE = 2.0
+# Beyond `shutdown_timeout`, for a runner to give back and deregister before it is ended.
+GRACE = 2.0
 
 
-class Plan(NamedTuple):
-    """A runner to be: its name, and how to make it."""
+class Ended(NamedTuple):
+    """A runner that has ended, and how its claims are to be settled."""
 
-    name: str
-    make: Callable[[int | None], Runner]
-
-
-def plans(config: BackendConfig) -> list[Plan]:
-    """The runners that a configuration asks for."""
-
-    def worker(options: Any, name: str) -> Plan:
-        return Plan(name, lambda supervisor_id: Worker(config, options, name, supervisor_id))
-
-    def dispatcher(options: Any, name: str) -> Plan:
-        return Plan(name, lambda supervisor_id: Dispatcher(config, options, name, supervisor_id))
-
-    planned = []
-    for n, options in enumerate(config.workers, 1):
-        for m in range(1, options.processes + 1):
-            planned.append(worker(options, f"worker-{n}-{m}" if options.processes > 1 else f"worker-{n}"))
-    for n, dispatching in enumerate(config.dispatchers, 1):
-        planned.append(dispatcher(dispatching, f"dispatcher-{n}"))
-    return planned
+    plan: Plan
+    end: End
+    pid: int | None = None
 
 
 class Supervisor(ABC):
+    kind = Process.Kind.SUPERVISOR
     mode: str
     polling_interval = 0.1
 
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         self.config = config
+        self.backend_alias = config.alias
         self.standalone = standalone
+        self.supervisor = None
+        self.hostname = socket.gethostname()
         self.process_id: int | None = None
+        self.unfinished = False  # whether a stop left work to give back
         self._plans = plans(config)
+        self._waiting: list[Plan] = []  # for their start
+        self._unsettled: list[Ended] = []
         self._wakeup = Wakeup()
         self._stopping = threading.Event()
-        self._beaten_at = 0.0
+        self._failures = 0
+        self._next_beat = 0.0
+        self._next_settlement = 0.0
 
     @classmethod
     def from_backend_config(
@@ -87,8 +80,12 @@ class Supervisor(ABC):
         return cls(config, standalone=standalone)
 
     @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
     def name(self) -> str:
-        return f"supervisor-{os.getpid()}"
+        return f"supervisor-{self.pid}"
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -100,76 +97,159 @@ class Supervisor(ABC):
             "has_scheduler": False,
         }
 
+    # ---- the four verbs ----
+
     def start(self) -> None:
-        """Register, and start every runner."""
-        self.process_id = processes.register(
-            self.config,
-            kind=Process.Kind.SUPERVISOR,
-            name=self.name,
-            pid=os.getpid(),
-            hostname=socket.gethostname(),
-            metadata=self.metadata,
-        )
-        self._beaten_at = time.monotonic()
-        self._start_runners()
+        """Register, settle what others left, and start every runner."""
+        self._register()
+        recovery.settle_missing(self.config)
+        self._next_beat = time.monotonic()
+        hooks.run_hooks("supervisor.start", self, self.config)
+        self._waiting = list(self._plans)
+        self._start_waiting()
 
     def poll_once(self) -> None:
-        """Look after the runners and heartbeat; called every `polling_interval` seconds."""
-        self._watch()
-        if time.monotonic() - self._beaten_at >= self.config.process_heartbeat_interval:
-            self._beaten_at = time.monotonic()
-            self._heartbeat()
+        """Look after the runners and heartbeat; to be called every `polling_interval` seconds."""
+        self._unsettled += self._ended()
+        self._settle()
+        self._start_waiting()
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + self.config.process_heartbeat_interval
+            self._on_database(self._beat)
 
     def stop(self) -> None:
-        """Stop every runner, wait for what they have to bring to an end, deregister."""
-        self._stop_runners()
-        if self.process_id is not None:
-            try:
-                processes.deregister(self.config, self.process_id)
-            except Error as error:
-                logger.warning("dj_queue %s: could not remove its process row: %s", self.name, error)
-            self.process_id = None
-        if self.standalone:
-            connections[self.config.database_alias].close()
-
-    def run(self) -> None:
-        """Run until SIGTERM or SIGINT."""
-        before = {number: signal.signal(number, self._asked) for number in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            self.start()
-            while not self._stopping.is_set():
-                self.poll_once()
-                self._wakeup.wait(self.polling_interval)
-        finally:
-            self.stop()
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def request_stop(self) -> None:
+        """Stop every runner, wait for what they bring to an end, settle the rest, deregister."""
         self._stopping.set()
-        self._wakeup.set()
+        hooks.run_hooks("supervisor.stop", self, self.config)
+        self._stop_runners()
+        self._next_settlement = 0.0
+        self._settle()
+        self._on_database(self._deregister)
+        hooks.run_hooks("supervisor.exit", self, self.config)
+
+    def run(self) -> End:
+        """Run until SIGTERM or SIGINT; return whether all work was brought to an end.
+
+        Raises `RuntimeError` if the pidfile names a living process.
+        """
+        with pidfile(self.config.supervisor_pidfile if self.standalone else None):
+            handlers = {signal.SIGTERM: self._asked, signal.SIGINT: self._asked, signal.SIGQUIT: self._quit}
+            before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            try:
+                self.start()
+                while not self._stopping.is_set():
+                    self.poll_once()
+                    self._wakeup.wait(self.polling_interval)
+            finally:
+                self.stop()
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        return End.UNFINISHED if self.unfinished else End.DRAINED
+
+    # ---- what fork and async do each in their way ----
 
     @abstractmethod
-    def _start_runners(self) -> None: ...
+    def _start_runner(self, plan: Plan) -> None:
+        """Fill the plan's place."""
 
     @abstractmethod
-    def _watch(self) -> None: ...
+    def _ended(self) -> list[Ended]:
+        """Take the runners that have ended since the last call."""
 
     @abstractmethod
-    def _stop_runners(self) -> None: ...
+    def _stop_runners(self) -> None:
+        """Ask every runner to stop; return when all have ended, and leave them in `_unsettled`."""
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
-        self.request_stop()
+    @abstractmethod
+    def _hurry(self) -> None:
+        """Ask every runner to wait no longer."""
 
-    def _heartbeat(self) -> None:
+    @abstractmethod
+    def _quit(self, number: int, frame: FrameType | None) -> None:
+        """End everything at once."""
+
+    # ---- steps ----
+
+    def _register(self) -> None:
+        self.process_id = processes.register(
+            self.config,
+            kind=self.kind,
+            name=self.name,
+            pid=self.pid,
+            hostname=self.hostname,
+            metadata=self.metadata,
+        )
+
+    def _start_waiting(self) -> None:
+        now = time.monotonic()
+        due = [plan for plan in self._waiting if plan.due_at <= now]
+        self._waiting = [plan for plan in self._waiting if plan.due_at > now]
+        for plan in due:
+            plan.board.clear()
+            self._start_runner(plan)
+            plan.started()
+
+    def _settle(self) -> None:
+        """Settle the claims of runners that have ended, and let their places be filled again."""
+        if not self._unsettled or time.monotonic() < self._next_settlement:
+            return
+        while self._unsettled:
+            ended = self._unsettled[0]
+            if not self._on_database(lambda ended=ended: self._settle_one(ended)):  # type: ignore[misc]
+                self._next_settlement = time.monotonic() + backoff(self._failures)
+                return
+            self._unsettled.pop(0)
+            if not self._stopping.is_set():
+                ended.plan.ended(failed=ended.end is not End.DRAINED)
+                self._waiting.append(ended.plan)
+
+    def _settle_one(self, ended: Ended) -> None:
+        if ended.end is End.UNFINISHED:
+            self.unfinished = True
+        if ended.end is End.DRAINED or self.process_id is None:
+            return
+        process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
+        if process_id is not None:
+            recovery.process_ended(
+                self.config,
+                process_id,
+                started_up_to=ended.plan.board.started_up_to,
+                give_back=ended.end is End.UNFINISHED,
+                crashed_thread=self.mode == "async",
+            )
+
+    def _beat(self) -> None:
+        if self.process_id is None or not processes.heartbeat(self.config, self.process_id):
+            logger.warning("dj_queue %s: its process row was gone, registering again", self.name)
+            self._register()
+        recovery.prune(self.config, except_for=[self.process_id] if self.process_id else [])
+
+    def _deregister(self) -> None:
+        if self.process_id is not None:
+            processes.deregister(self.config, self.process_id)
+            self.process_id = None
+
+    def _on_database(self, call: Callable[[], None]) -> bool:
+        """Do something on the database; if it is away, say so once and return False."""
         try:
-            if self.process_id is not None:
-                processes.heartbeat(self.config, self.process_id)
+            call()
         except Error as error:
-            logger.warning("dj_queue %s: heartbeat failed: %s", self.name, error)
+            if not self._failures:
+                report(self.config, error, "supervisor.run")
+            self._failures += 1
+            return False
         finally:
+            # Nothing is left open between two beats. An embedded supervisor's thread is not its own.
             if self.standalone:
                 connections[self.config.database_alias].close()
+        self._failures = 0
+        return True
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping.is_set():
+            self._hurry()
+        self._stopping.set()
+        self._wakeup.set()
 
 
 class ForkSupervisor(Supervisor):
@@ -180,78 +260,50 @@ class ForkSupervisor(Supervisor):
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
         self._children: dict[int, Plan] = {}
+        self._replaced: dict[str, int] = {}  # the pid that each name had last
 
-    def _start_runners(self) -> None:
-        # What is loaded now is shared with the children for as long as nobody writes to it, and the
-        # collector writes to whatever it visits.
-        gc.collect()
-        gc.freeze()
-        for plan in self._plans:
-            self._fork(plan)
+    def _start_runner(self, plan: Plan) -> None:
+        pid = fork(plan, self.process_id)
+        self._children[pid] = plan
+        if plan.name in self._replaced:
+            events.emit("process.replaced", kind=plan.kind, old_pid=self._replaced[plan.name], new_pid=pid)
+        self._replaced[plan.name] = pid
 
-    def _watch(self) -> None:
-        for pid in self._reap():
-            plan = self._children.pop(pid)
-            if not self._stopping.is_set():
-                logger.error("dj_queue %s (process %s) ended unexpectedly, starting it again", plan.name, pid)
-                self._fork(plan)
+    def _ended(self) -> list[Ended]:
+        ended = []
+        for pid in list(self._children):
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                plan = self._children.pop(pid)
+                end = _end(status)
+                if end is not End.DRAINED and not self._stopping.is_set():
+                    logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, _describe(status))
+                ended.append(Ended(plan, end, pid))
+        return ended
 
     def _stop_runners(self) -> None:
         self._signal_children(signal.SIGTERM)
-        deadline = time.monotonic() + self.config.shutdown_timeout + _GRACE
+        deadline = time.monotonic() + self.config.shutdown_timeout + GRACE
         while self._children and time.monotonic() < deadline:
-            for pid in self._reap():
-                del self._children[pid]
-            if self._children:
-                self._wakeup.wait(0.02)
+            self._unsettled += self._ended()
+            self._wakeup.wait(0.02)
         self._signal_children(signal.SIGKILL)
-        for pid in list(self._children):
+        for pid, plan in self._children.items():
             os.waitpid(pid, 0)
-            logger.error("dj_queue %s (process %s) had to be killed", self._children.pop(pid).name, pid)
+            logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
+            self._unsettled.append(Ended(plan, End.UNFINISHED, pid))
+        self._children = {}
 
-    def _fork(self, plan: Plan) -> None:
-        # A connection must not be shared by two processes, so none is open while there is one to copy it.
-        connections.close_all()
-        supervisor = os.getpid()
-        pid = os.fork()
-        if pid:
-            self._children[pid] = plan
-            return
-        code = 1
-        try:
-            _run_child(plan.make(self.process_id), supervisor)
-            code = 0
-        except BaseException:
-            logger.exception("dj_queue %s crashed", plan.name)
-        finally:
-            # Not sys.exit(): what the parent registered to happen at its exit is the parent's alone.
-            logging.shutdown()
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
+    def _hurry(self) -> None:
+        self._signal_children(signal.SIGTERM)
 
-    def _reap(self) -> list[int]:
-        ended = []
-        for pid in self._children:
-            done, _ = os.waitpid(pid, os.WNOHANG)
-            if done:
-                ended.append(pid)
-        return ended
+    def _quit(self, number: int, frame: FrameType | None) -> None:
+        self._signal_children(signal.SIGKILL)
+        os._exit(1)
 
     def _signal_children(self, number: int) -> None:
-        for pid in self._children:
+        for pid in list(self._children):
             os.kill(pid, number)
-
-
-def _run_child(runner: Runner, supervisor: int) -> None:
-    def asked(number: int, frame: FrameType | None) -> None:
-        runner.request_stop()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, asked)
-    runner.parent = supervisor
-    if os.getppid() == supervisor:
-        runner.run()
 
 
 class AsyncSupervisor(Supervisor):
@@ -261,37 +313,53 @@ class AsyncSupervisor(Supervisor):
 
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
-        self._runners: dict[str, tuple[Runner, threading.Thread, Plan]] = {}
+        self._threads: dict[Plan, tuple[Runner, threading.Thread]] = {}
 
-    def _start_runners(self) -> None:
-        for plan in self._plans:
-            self._start_thread(plan)
+    def _start_runner(self, plan: Plan) -> None:
+        runner = plan.make(self.process_id)
+        thread = threading.Thread(target=self._run, args=(runner, plan.kind), name=plan.name, daemon=True)
+        if plan.failures:
+            events.emit("process.replaced", kind=plan.kind, process_name=plan.name)
+        self._threads[plan] = (runner, thread)
+        thread.start()
 
-    def _watch(self) -> None:
-        for runner, thread, plan in list(self._runners.values()):
-            if not thread.is_alive() and not self._stopping.is_set() and not runner.stopping:
-                logger.error("dj_queue %s ended unexpectedly, starting it again", plan.name)
-                self._start_thread(plan)
+    def _ended(self) -> list[Ended]:
+        over = [plan for plan, (_, thread) in self._threads.items() if not thread.is_alive()]
+        return [Ended(plan, self._threads.pop(plan)[0].end) for plan in over]
 
     def _stop_runners(self) -> None:
-        for runner, _, _ in self._runners.values():
+        for runner, _ in self._threads.values():
             runner.request_stop()
-        deadline = time.monotonic() + self.config.shutdown_timeout + _GRACE
-        for _, thread, plan in self._runners.values():
+        deadline = time.monotonic() + self.config.shutdown_timeout + GRACE
+        for plan, (_, thread) in self._threads.items():
             thread.join(max(0.0, deadline - time.monotonic()))
             if thread.is_alive():
                 logger.error("dj_queue %s did not stop in time", plan.name)
-        self._runners = {}
+                self._unsettled.append(Ended(plan, End.UNFINISHED))
+        self._unsettled += self._ended()
 
-    def _start_thread(self, plan: Plan) -> None:
-        runner = plan.make(self.process_id)
-        thread = threading.Thread(target=_run_thread, args=(runner,), name=plan.name, daemon=True)
-        self._runners[plan.name] = (runner, thread, plan)
-        thread.start()
+    def _hurry(self) -> None:
+        for runner, _ in self._threads.values():
+            runner.request_stop()
+
+    def _quit(self, number: int, frame: FrameType | None) -> None:
+        os._exit(1)
+
+    def _run(self, runner: Runner, kind: str) -> None:
+        try:
+            runner.run()
+        except Exception as error:
+            runner.end = End.CRASHED
+            report(self.config, error, f"{kind}.run")
 
 
-def _run_thread(runner: Runner) -> None:
+def _end(status: int) -> End:
     try:
-        runner.run()
-    except Exception:
-        logger.exception("dj_queue %s crashed", runner.name)
+        return End(os.waitstatus_to_exitcode(status))
+    except ValueError:  # a signal, or an exit that is not ours
+        return End.CRASHED
+
+
+def _describe(status: int) -> str:
+    code = os.waitstatus_to_exitcode(status)
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -3,7 +3,7 @@
 import select
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 
 class Wakeup:
@@ -20,22 +20,22 @@ class Wakeup:
     def set(self) -> None:
         if not self._sent:
             self._sent = True
-            try:
+            # Full, or closed: either way nobody needs this one more byte.
+            with suppress(OSError):
                 self._writer.send(b"\0")
-            except OSError:  # full, or closed: either way nobody needs this one more byte
-                pass
 
     def wait(self, seconds: float, descriptor: int | None = None) -> bool:
-        """Sleep until set, or `descriptor` is readable, or `seconds` are over; say whether it was the descriptor."""
+        """Sleep until set, or `descriptor` is readable, or `seconds` are over.
+
+        Return whether it was the descriptor.
+        """
         with self._also(descriptor):
             ready = self._poll.poll(max(0.0, seconds) * 1000)
         # Cleared before the caller looks for work: a set() that comes after this is seen next time.
         self._sent = False
-        try:
+        with suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
-        except BlockingIOError:
-            pass
         return any(fd == descriptor for fd, _ in ready)
 
     def close(self) -> None:

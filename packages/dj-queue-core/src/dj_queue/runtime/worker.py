@@ -8,8 +8,11 @@ each job at once, and no timer delays anything.
 from __future__ import annotations
 
 import math
+import resource
+import sys
 import time
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from django.db import connections
@@ -18,8 +21,10 @@ from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
 from dj_queue.models import Process
 from dj_queue.operations import execution
+from dj_queue.runtime.board import Board
 from dj_queue.runtime.pool import Pool
-from dj_queue.runtime.process import DATABASE_AWAY, Runner
+from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
+from dj_queue.thread_errors import report
 
 # The largest batch, whatever the durations say: it bounds a statement's size and its locks.
 _MOST_AHEAD = 500
@@ -37,19 +42,27 @@ class Worker(Runner):
     kind = Process.Kind.WORKER
 
     def __init__(
-        self, config: BackendConfig, options: WorkerConfig, name: str, supervisor_id: int | None = None
+        self,
+        config: BackendConfig,
+        options: WorkerConfig,
+        name: str,
+        supervisor_id: int | None = None,
+        board: Board | None = None,
     ) -> None:
-        super().__init__(config, name, supervisor_id)
+        super().__init__(config, name, supervisor_id, board)
         self.options = options
         self._selectors = [Selector.parse(text) for text in options.queues]
         self._pool = Pool(
             options.threads,
-            partial(execution.run, config=config, worker=name),
-            self.wakeup.set,
-            name,
+            run=self._run_job,
+            may_start=self._may_start,
+            on_done=self.wakeup.set,
+            on_error=lambda error: report(config, error, "worker.execute"),
+            name=name,
         )
         self._unrecorded: list[execution.Job] = []
         self._returning: list[execution.Job] = []
+        self._recorded = 0
         self._listening = False
         self._next_claim = 0.0  # on the monotonic clock
         self._idle_poll = _FIRST_POLL
@@ -66,13 +79,14 @@ class Worker(Runner):
         }
 
     def connected(self) -> None:
-        self._listening = self.config.listen_notify and self.dialect.listen(
-            connections[self.config.database_alias]
-        )
+        self._listening = self.config.listen_notify and self.dialect.listen(connections[self.config.database_alias])
         self._next_claim = 0.0
 
     def step(self) -> float:
         self._record()
+        if self._worn_out():
+            self.request_stop()
+            return 0.0
         self._claim()
         self._give_back_stale()
         return self._pause()
@@ -87,21 +101,35 @@ class Worker(Runner):
     def drain(self) -> None:
         """Give back what was not started, wait for what runs, and record it; then give up the rest."""
         deadline = time.monotonic() + self.config.shutdown_timeout
-        self._attempt(self._give_back)
-        while (self._pool.busy or self._unrecorded) and time.monotonic() < deadline:
-            wait = self._attempt(self._record)
+        self.attempt(self._give_back)
+        while (self._pool.busy or self._unrecorded) and time.monotonic() < deadline and not self.hurried:
+            wait = self.attempt(self._record)
             self.wakeup.wait(min(max(wait, 0.01), deadline - time.monotonic()))
-        self._attempt(self._record)
-        self._returning += self._pool.abandon()
-        self._attempt(self._give_back)
+        self.attempt(self._record)
+        self.attempt(self._give_back)
         self._pool.close()
+        if self._pool.unfinished or self._unrecorded or self._returning:
+            # The supervisor settles these claims once nothing of this runner can touch them any more.
+            self.end = self.end or (End.HURRIED if self.hurried else End.UNFINISHED)
+
+    # ---- run ----
+
+    def _may_start(self, job: execution.Job) -> bool:
+        """Asked by each thread before it starts a job, one thread at a time."""
+        if not self.lease.valid:
+            return False
+        self.board.started(job.claim.id)
+        return True
+
+    def _run_job(self, job: execution.Job) -> None:
+        execution.run(job, self.config, worker=self.name)
 
     # ---- claim ----
 
     def _claim(self) -> None:
         now = time.monotonic()
         room = self._room()
-        if room <= 0 or now < self._next_claim:
+        if room <= 0 or now < self._next_claim or not self.lease.valid:
             return
         jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
         self._measure_round_trip(time.monotonic() - now)
@@ -118,7 +146,7 @@ class Worker(Runner):
             self._next_claim = 0.0
 
     def _room(self) -> int:
-        """How many jobs to claim: idle threads, and what the threads will begin within a round trip or two."""
+        """How many jobs to claim: idle threads, and what all threads will begin within two round trips."""
         ahead = 0
         if self._seconds is not None:
             begun = self.options.threads * self._round_trip / max(self._seconds, 1e-6)
@@ -136,7 +164,7 @@ class Worker(Runner):
                 self._next_claim = 0.0
                 self._idle_poll = _FIRST_POLL
         except Exception as error:  # the driver's own errors: this call does not go through Django
-            self._away(_lost(error))
+            self.away(_lost(error))
 
     # ---- finish ----
 
@@ -150,6 +178,7 @@ class Worker(Runner):
         if self._unrecorded:
             began = time.monotonic()
             recorded = execution.finish(self.config, self._unrecorded, worker=self.name)
+            self._recorded += len(self._unrecorded)
             self._unrecorded = []
             self._measure_round_trip(time.monotonic() - began)
             if recorded:
@@ -172,6 +201,15 @@ class Worker(Runner):
         self._returning = []
         return 0.0
 
+    # ---- recycle ----
+
+    def _worn_out(self) -> bool:
+        """Whether this process is to make room for a fresh one. Threads have nothing to gain from it."""
+        if self.parent is None:
+            return False
+        jobs, mib = self.options.recycle_after_jobs, self.options.recycle_above_mib
+        return bool(jobs and self._recorded >= jobs) or bool(mib and _resident_mib() > mib)
+
     # ---- measure ----
 
     def _pause(self) -> float:
@@ -191,6 +229,15 @@ class Worker(Runner):
 
     def _measure_round_trip(self, seconds: float) -> None:
         self._round_trip += (min(seconds, _LONGEST_WAIT) - self._round_trip) * _WEIGHT
+
+
+def _resident_mib() -> float:
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:  # no /proc here: the most there ever was, which is never less
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak / (1024 * 1024 if sys.platform == "darwin" else 1024)
+    return pages * resource.getpagesize() / (1024 * 1024)
 
 
 def _lost(error: Exception) -> Any:

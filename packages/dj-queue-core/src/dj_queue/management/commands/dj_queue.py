@@ -1,5 +1,7 @@
 """Runs the queue: `manage.py dj_queue`."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -7,11 +9,18 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dj_queue import __version__
 from dj_queue.config import BackendConfig, Overrides, activate, load_config
+from dj_queue.runtime import reload
+from dj_queue.runtime.process import End
+from dj_queue.runtime.startup import NotReadyError, await_schema
 from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
 
 
 class Command(BaseCommand):
-    help = "Run the workers and the dispatcher of a task backend until SIGTERM or SIGINT."
+    help = (
+        "Run the workers and the dispatcher of a task backend until SIGTERM or SIGINT. Exits with 0 when all that"
+        " ran was brought to an end, with 3 when jobs had to be given back or given up, with 1 after SIGQUIT."
+    )
+    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--backend", default="default", help="alias in TASKS (default: %(default)s)")
@@ -20,32 +29,71 @@ class Command(BaseCommand):
         parser.add_argument("--only-work", action="store_true", help="start workers alone")
         parser.add_argument("--only-dispatch", action="store_true", help="start dispatchers alone")
         parser.add_argument("--skip-recurring", action="store_true", default=None, help="start no scheduler")
+        parser.add_argument("--reload", action="store_true", help="start again when code changes, for development")
+        parser.add_argument(
+            "--wait",
+            type=float,
+            default=30.0,
+            help="seconds to wait for database and migrations (default: %(default)s)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        overrides = Overrides(
-            mode=options["mode"],
-            config_file=options["config"],
-            only_work=options["only_work"],
-            only_dispatch=options["only_dispatch"],
-            skip_recurring=options["skip_recurring"],
-        )
+        if options["reload"]:
+            reload.run([argument for argument in sys.argv if argument != "--reload"])
+            return
+        config = _config(options)
+        _require_pidfile_folder(config)
         try:
-            config = load_config(options["backend"], overrides=overrides)
-        except ImproperlyConfigured as error:
+            await_schema(config, seconds=options["wait"], say=self.stderr.write)
+        except NotReadyError as error:
             raise CommandError(str(error)) from error
         activate(config)
         self.stdout.write(_summary(config))
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
-        supervisor.run()
+        try:
+            end = supervisor.run()
+        except RuntimeError as error:
+            raise CommandError(f"{error}. Stop that one first, or remove its pidfile.") from error
+        if end is not End.DRAINED:
+            self.stderr.write("Jobs were still running when the time was up: they were given back or given up.")
+            raise SystemExit(int(end))
+
+
+def _config(options: dict[str, Any]) -> BackendConfig:
+    overrides = Overrides(
+        mode=options["mode"],
+        config_file=options["config"],
+        only_work=options["only_work"],
+        only_dispatch=options["only_dispatch"],
+        skip_recurring=options["skip_recurring"],
+    )
+    try:
+        return load_config(options["backend"], overrides=overrides)
+    except ImproperlyConfigured as error:
+        raise CommandError(str(error)) from error
+
+
+def _require_pidfile_folder(config: BackendConfig) -> None:
+    if config.supervisor_pidfile is None:
+        return
+    path = Path(config.supervisor_pidfile)
+    try:
+        path.with_name(f"{path.name}.probe").touch()
+        path.with_name(f"{path.name}.probe").unlink()
+    except OSError as error:
+        raise CommandError(
+            f"supervisor_pidfile {str(path)!r} cannot be written: {error.strerror}. Create its folder, or name another."
+        ) from error
 
 
 def _summary(config: BackendConfig) -> str:
     lines = [
-        f"dj-queue {__version__}: backend {config.alias!r} on database {config.database_alias!r}, {config.mode} mode"
+        f"dj-queue {__version__}: backend {config.alias!r}, database {config.database_alias!r}, mode {config.mode}"
     ]
     for worker in config.workers:
         count = f"{worker.processes} worker{'s' if worker.processes > 1 else ''}"
-        lines.append(f"  {count} x {worker.threads} threads on queues {', '.join(worker.queues)}")
+        threads = f"{worker.threads} thread{'s' if worker.threads > 1 else ''}"
+        lines.append(f"  {count} of {threads} on queues {', '.join(worker.queues)}")
     if config.dispatchers:
         lines.append(f"  {len(config.dispatchers)} dispatcher{'s' if len(config.dispatchers) > 1 else ''}")
     lines.append("Quit with Ctrl-C.")

@@ -1,0 +1,38 @@
+"""Whether the queue is being worked: `manage.py dj_queue_health`."""
+
+from typing import Any
+
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+from django.db import Error
+
+from dj_queue.config import load_config
+from dj_queue.operations import processes
+
+
+class Command(BaseCommand):
+    help = "Exit with 0 if a process of the backend has a fresh heartbeat, with 1 if none has."
+    requires_system_checks = ()
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--backend", default="default", help="alias in TASKS (default: %(default)s)")
+        parser.add_argument(
+            "--max-age", type=int, help="seconds a heartbeat counts as fresh (default: process_alive_threshold)"
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            config = load_config(options["backend"])
+        except ImproperlyConfigured as error:
+            raise CommandError(str(error)) from error
+        max_age = config.process_alive_threshold if options["max_age"] is None else options["max_age"]
+        try:
+            fresh = processes.count_fresh(config, max_age=max_age)
+        except Error as error:
+            raise CommandError(f"unhealthy: the database {config.database_alias!r} does not answer: {error}") from error
+        if not fresh:
+            raise CommandError(
+                f"unhealthy: no process of {config.alias!r} has had a heartbeat within {max_age:g} seconds."
+                " Start one: manage.py dj_queue"
+            )
+        self.stdout.write("healthy")

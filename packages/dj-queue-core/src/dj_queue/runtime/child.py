@@ -1,0 +1,77 @@
+"""A runner in a process of its own, forked from its supervisor."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+from django.db import connections
+
+from dj_queue.runtime.plan import Plan
+from dj_queue.runtime.process import End
+from dj_queue.thread_errors import report
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+def fork(plan: Plan, supervisor_id: int | None) -> int:
+    """Start the plan's runner in a new process; return its pid. Returns in the parent alone."""
+    # Two processes must not share a connection, so none is open while there is one to copy it.
+    _close_connections()
+    # What is loaded by now stays shared for as long as nobody writes to it, and the collector writes
+    # to whatever it visits.
+    gc.collect()
+    gc.freeze()
+    supervisor = os.getpid()
+    # A signal that arrives before the child has handlers of its own must wait for them.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _run(plan, supervisor_id, supervisor)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+    return pid
+
+
+def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
+    code = End.CRASHED
+    try:
+        runner = plan.make(supervisor_id)
+        runner.parent = supervisor
+
+        def asked(number: int, frame: FrameType | None) -> None:
+            runner.request_stop()
+
+        signal.signal(signal.SIGTERM, asked)
+        signal.signal(signal.SIGINT, _ignore_terminal)
+        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        try:
+            code = runner.run()
+        except Exception as error:
+            report(runner.config, error, f"{plan.kind}.run")
+    except BaseException:
+        logging.getLogger("dj_queue").exception("dj_queue %s crashed", plan.name)
+    finally:
+        # Not sys.exit(): what the parent registered to happen at its exit is the parent's alone.
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(code)
+
+
+def _ignore_terminal(number: int, frame: FrameType | None) -> None:
+    """Ctrl-C reaches the whole process group; the supervisor passes it on, once."""
+
+
+def _close_connections() -> None:
+    for connection in connections.all(initialized_only=True):
+        connection.close()
+        close_pool = getattr(connection, "close_pool", None)
+        if close_pool is not None:
+            close_pool()

@@ -1,0 +1,55 @@
+"""Keeps a second supervisor from starting on the same host."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def pidfile(name: str | None) -> Iterator[None]:
+    """Hold the file for as long as the block runs; a file of a process that is gone is taken over.
+
+    Raises `RuntimeError` if the process in the file is alive, and `OSError` if it cannot be written.
+    """
+    if name is None:
+        yield
+        return
+    path = Path(name)
+    _take(path)
+    try:
+        yield
+    finally:
+        with suppress(OSError, ValueError):
+            if int(path.read_text()) == os.getpid():
+                path.unlink()
+
+
+def _take(path: Path) -> None:
+    for _ in range(2):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        except FileExistsError:
+            pid = _living(path)
+            if pid is not None:
+                raise RuntimeError(f"a dj_queue supervisor is already running (pid={pid})") from None
+            path.unlink(missing_ok=True)
+        else:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(f"{os.getpid()}\n")
+            return
+    raise RuntimeError(f"another dj_queue supervisor is starting with the pidfile {path}")
+
+
+def _living(path: Path) -> int | None:
+    try:
+        pid = int(path.read_text())
+    except (OSError, ValueError):
+        return None
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return pid  # somebody else's, and alive
+    except (OSError, OverflowError):
+        return None
+    return pid if pid > 0 else None

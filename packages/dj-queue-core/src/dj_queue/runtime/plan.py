@@ -1,0 +1,57 @@
+"""Which runners a configuration asks for, and what becomes of each over time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+
+from dj_queue.config import BackendConfig
+from dj_queue.runtime.board import Board
+from dj_queue.runtime.dispatcher import Dispatcher
+from dj_queue.runtime.process import Runner, backoff
+from dj_queue.runtime.worker import Worker
+
+# A runner that lived so many seconds did not die at once.
+_PROVEN = 30.0
+
+
+@dataclass(slots=True, eq=False)
+class Plan:
+    """One place among the runners: who fills it changes, its name does not."""
+
+    kind: str
+    name: str
+    make: Callable[[int | None], Runner]
+    board: Board
+    started_at: float = 0.0
+    due_at: float = 0.0  # when to fill the place again
+    failures: int = field(default=0)
+
+    def started(self) -> None:
+        self.started_at = time.monotonic()
+
+    def ended(self, *, failed: bool) -> None:
+        """Note the end, and when to start again: at once, or later and later if it dies again and again."""
+        if not failed or time.monotonic() - self.started_at > _PROVEN:
+            self.failures = 0
+        if failed:
+            self.failures += 1
+        # The first time costs nothing but the restart.
+        wait = backoff(self.failures - 1) if self.failures > 1 else 0.0
+        self.due_at = time.monotonic() + wait
+
+
+def plans(config: BackendConfig) -> list[Plan]:
+    """The runners of one supervisor, in the order of their start."""
+    planned = []
+    for n, options in enumerate(config.workers, 1):
+        for m in range(1, options.processes + 1):
+            name = f"worker-{n}-{m}" if options.processes > 1 else f"worker-{n}"
+            board = Board()
+            planned.append(Plan("worker", name, partial(Worker, config, options, name, board=board), board))
+    for n, dispatching in enumerate(config.dispatchers, 1):
+        name = f"dispatcher-{n}"
+        planned.append(Plan("dispatcher", name, partial(Dispatcher, config, dispatching, name), Board()))
+    return planned
