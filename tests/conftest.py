@@ -122,3 +122,122 @@ def runtime(transactional_db: None) -> Iterator[Callable[..., Runtime]]:
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:
     """A connection's settings as JSON holds them."""
     return {key: value for key, value in settings.items() if key != "TEST"}
+
+
+# ---- for tests of the runtime -----------------------------------------------------------------------
+
+
+def alive(pid: int) -> bool:
+    """Whether the process runs: neither gone nor waiting to be reaped."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in ("Z", "X")
+
+
+def lines(path: Path) -> list[str]:
+    """What tasks have left in a file so far."""
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def pid_of(name: str) -> int:
+    """The pid in the newest process row of that name; 0 if there is none."""
+    from dj_queue.models import Process
+
+    return Process.objects.filter(name=name).order_by("-pk").values_list("pid", flat=True).first() or 0
+
+
+def wait_settled(*, seconds: float = 30) -> None:
+    """Wait until every job is finished or failed; check that none is in two states."""
+    from dj_queue.models import ClaimedExecution, Job, ReadyExecution
+
+    from tests.working import states
+
+    wait_until(
+        lambda: not Job.objects.filter(finished_at=None, failed_execution=None).exists(),
+        seconds=seconds,
+        what="every job finished or failed",
+    )
+    states()
+    assert not ClaimedExecution.objects.exists()
+    assert not ReadyExecution.objects.exists()
+
+
+class Counts(dict[str, int]):
+    """What became of the jobs of a scenario, for the record: pytest shows it with -rP or -s."""
+
+    def __init__(self, scenario: str, ran: Path, *runtimes: Runtime) -> None:
+        from dj_queue.models import Job
+
+        written = lines(ran)
+        claims = sum(runtime.output.splitlines().count("job.claimed") for runtime in runtimes)
+        super().__init__(
+            jobs=Job.objects.count(),
+            finished=Job.objects.finished().count(),
+            failed=Job.objects.failed().count(),
+            given_back=claims - Job.objects.count(),
+            doubled=len(written) - len(set(written)),
+        )
+        print(f"{scenario} [{databases.VENDOR}]: " + ", ".join(f"{n} {word}" for word, n in self.items()))
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Callable[..., dict[str, str]]:
+    """Make a project around the test's: `runtime(environment=project(code))`.
+
+    `code` runs once the apps are ready, `settings` at the end of the settings. Events, with their
+    fields, go to `tmp_path / "events"` as JSON.
+    """
+
+    def make(code: str = "", settings: str = "") -> dict[str, str]:
+        folder = tmp_path / "project"
+        (folder / "around").mkdir(parents=True)
+        (folder / "around" / "__init__.py").touch()
+        (folder / "around" / "setup.py").write_text(code)
+        (folder / "around" / "apps.py").write_text(_AROUND_APP)
+        (folder / "around_settings.py").write_text(_AROUND_SETTINGS.format(events=str(tmp_path / "events")) + settings)
+        return {"DJANGO_SETTINGS_MODULE": "around_settings", "PYTHONPATH": str(folder)}
+
+    return make
+
+
+_AROUND_APP = """
+from django.apps import AppConfig
+
+
+class AroundConfig(AppConfig):
+    name = "around"
+
+    def ready(self):
+        from around import setup
+"""
+
+_AROUND_SETTINGS = """
+import json
+import logging
+
+from tests.settings import *
+
+
+class Fields(logging.Formatter):
+    def format(self, record):
+        standard = vars(logging.makeLogRecord({{}}))
+        extra = {{key: value for key, value in vars(record).items() if key not in standard}}
+        return json.dumps(
+            {{"message": record.getMessage(), "level": record.levelname, "extra": extra}}, default=str
+        )
+
+
+INSTALLED_APPS = [*INSTALLED_APPS, "around"]
+LOGGING = {{
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {{"fields": {{"()": Fields}}}},
+    "handlers": {{
+        "console": {{"class": "logging.StreamHandler"}},
+        "events": {{"class": "logging.FileHandler", "filename": {events!r}, "formatter": "fields"}},
+    }},
+    "loggers": {{"dj_queue": {{"handlers": ["console", "events"], "level": "INFO"}}}},
+}}
+"""

@@ -87,7 +87,7 @@ BAD_VALUES: dict[str, Any] = {
     "an integer of 5,001 digits": 10**5000,
 }
 WHERE: dict[str, Callable[[Any], Any]] = {
-    "positional": lambda value: echo.enqueue(value),
+    "positional": echo.enqueue,
     "keyword": lambda value: echo.enqueue(name=value),
     "deep inside": lambda value: echo.enqueue(1, [{"a": (value,)}]),
     "scheduled": lambda value: echo.using(run_after=timezone.now() + timedelta(days=1)).enqueue(value),
@@ -137,7 +137,7 @@ def test_nul_is_refused_where_the_database_refuses_it(value: Any, where: str) ->
 
 @needs_nul
 def test_nul_is_stored_where_the_database_stores_it() -> None:
-    result = echo.enqueue("a\0b", **{"k": {"\0": b"\0"}})
+    result = echo.enqueue("a\0b", k={"\0": b"\0"})
     fetched = default_task_backend.get_result(result.id)
     assert (fetched.args, fetched.kwargs) == (["a\0b"], {"k": {"\0": "\0"}})
     work()
@@ -413,7 +413,7 @@ def test_an_outcome_that_the_database_refuses(monkeypatch: Any) -> None:
     assert {each.id: each.status for each in sent} == {bad.id: bad.status, good.id: good.status}
 
 
-def test_a_payload_that_is_none() -> None:
+def test_a_payload_that_is_none_of_ours() -> None:
     """Somebody edited the row."""
     add.enqueue(1, 2)
     Job.objects.update(payload={"unexpected": 1})
@@ -532,9 +532,7 @@ def test_a_key_needs_arguments_that_fit_the_task(
     ],
     ids=str,
 )
-def test_concurrency_options_that_are_right(
-    options: Callable[..., None], given: dict[str, Any], key: str
-) -> None:
+def test_concurrency_options_that_are_right(options: Callable[..., None], given: dict[str, Any], key: str) -> None:
     options(**{"concurrency_key": "{a}", "concurrency_limit": 1, **given})
     add.enqueue(1, b=2)
     assert Job.objects.get().concurrency_key == Semaphore.objects.get().key == key

@@ -50,8 +50,9 @@ def states() -> Counter[str]:
     from dj_queue.models import STATES, Job
 
     found: Counter[str] = Counter()
-    for job in Job.objects.all():
-        rows = [state for state in STATES[:-1] if getattr(Job.objects, state)().filter(pk=job.pk).exists()]
+    executions = [f"{state}_execution" for state in STATES[:-1]]
+    for job in Job.objects.select_related(*executions):
+        rows = [state for state in STATES[:-1] if hasattr(job, f"{state}_execution")]
         if job.finished_at is not None:
             rows.append("finished")
         assert len(rows) == 1, f"{job} is in the states {rows}"

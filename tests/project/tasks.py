@@ -1,6 +1,7 @@
 """Tasks of every kind."""
 
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ first_of_two = twice
 
 
 @task
-def twice() -> str:  # noqa: F811
+def twice() -> str:
     return "second"
 
 
@@ -187,3 +188,92 @@ def one_or_none(key: str) -> str:
 one_or_none.func.concurrency_key = "none:{key}"
 one_or_none.func.concurrency_limit = 1
 one_or_none.func.on_conflict = "discard"
+
+
+# ---- for tests of the runtime -----------------------------------------------------------------------
+
+
+@task
+def append_line_slowly(path: str, line: str, seconds: float) -> None:
+    """Work for some time, then leave a line."""
+    time.sleep(seconds)
+    append_line.func(path, line)
+
+
+@task
+def append_pid(path: str) -> None:
+    append_line.func(path, str(os.getpid()))
+
+
+@task
+def wait_then_append(release: str, path: str, line: str) -> None:
+    """Run until a test creates the file `release`, then leave a line."""
+    wait_for_file.func(release)
+    append_line.func(path, line)
+
+
+@task
+def kill_own_process(path: str = "") -> None:
+    """End the worker's process as the kernel does when memory is short, once `path` exists."""
+    while path and not Path(path).exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@task
+def kill_own_group() -> None:
+    """End the worker and its supervisor at once, as a machine does that loses its power."""
+    os.killpg(os.getpgid(0), signal.SIGKILL)
+
+
+@task
+def signal_supervisor(number: int, release: str, path: str, line: str) -> None:
+    """Send a signal to the supervisor, run until a test creates the file `release`, then leave a line."""
+    os.kill(os.getppid(), number)
+    wait_then_append.func(release, path, line)
+
+
+@task
+def signal_own_process(number: int, release: str, path: str, line: str) -> None:
+    """The same where the supervisor is this process."""
+    os.kill(os.getpid(), number)
+    wait_then_append.func(release, path, line)
+
+
+@task
+def block_in_c(path: str, seconds: int = 30) -> None:
+    """Keep the interpreter's lock: no Python code runs in this process meanwhile, no signal handler either."""
+    import ctypes
+
+    Path(f"{path}.started").touch()
+    ctypes.PyDLL(None).sleep(seconds)
+
+
+_eaten: list[bytes] = []
+
+
+@task
+def eat_memory(path: str, mib: int) -> None:
+    """Take memory and keep it."""
+    _eaten.append(os.urandom(1024) * 1024 * mib)
+    append_pid.func(path)
+
+
+@task
+def crash_in_slot(key: str) -> None:
+    kill_own_process.func()
+
+
+@task
+def line_in_slot(key: str, path: str, line: str) -> None:
+    append_line.func(path, line)
+
+
+@task
+def wait_in_slot(key: str, release: str, path: str, line: str) -> None:
+    wait_then_append.func(release, path, line)
+
+
+for _slotted in (crash_in_slot, line_in_slot, wait_in_slot):
+    _slotted.func.concurrency_key = "slot:{key}"
+    _slotted.func.concurrency_limit = 1

@@ -17,6 +17,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from dj_queue.exceptions import UndiscardableError
 from dj_queue.identifiers import uuid7
 
 STATES = ("ready", "scheduled", "claimed", "blocked", "failed", "finished")
@@ -128,6 +129,8 @@ class ReadyExecution(models.Model):
     queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
     priority = models.SmallIntegerField(default=0)
     created_at = models.DateTimeField(db_default=Now(), editable=False)
+    # Set where the job holds a slot of a semaphore.
+    concurrency_key = models.CharField(max_length=255, null=True, blank=True)
     latency_started_at = models.DateTimeField(null=True, blank=True)
 
     class Meta:
@@ -137,10 +140,23 @@ class ReadyExecution(models.Model):
             models.Index(fields=["backend_alias", "-priority", "id"], name="dj_queue_ready_all"),
             # claim, named queues and prefixes; size, latency and clear of a queue
             models.Index(fields=["backend_alias", "queue_name", "-priority", "id"], name="dj_queue_ready_queue"),
+            # maintenance counts who holds a key; jobs without one pay nothing
+            models.Index(
+                fields=["concurrency_key"],
+                condition=Q(concurrency_key__isnull=False),
+                name="dj_queue_ready_holders",
+            ),
         ]
 
     def __str__(self) -> str:
         return f"ready {self.pk}"
+
+    @classmethod
+    def discard_all_in_batches(cls, *, batch_size: int = 500, backend_alias: str = "default") -> int:
+        """Delete every ready job of the alias; return how many."""
+        from dj_queue.operations import stored
+
+        return stored.discard_ready_jobs(batch_size=batch_size, backend_alias=backend_alias)
 
 
 class ScheduledExecution(models.Model):
@@ -160,6 +176,13 @@ class ScheduledExecution(models.Model):
 
     def __str__(self) -> str:
         return f"scheduled {self.pk}"
+
+    @classmethod
+    def discard_all_in_batches(cls, *, batch_size: int = 500, backend_alias: str = "default") -> int:
+        """Delete every scheduled job of the alias; return how many."""
+        from dj_queue.operations import stored
+
+        return stored.discard_scheduled_jobs(batch_size=batch_size, backend_alias=backend_alias)
 
 
 class ClaimedExecution(models.Model):
@@ -186,6 +209,11 @@ class ClaimedExecution(models.Model):
     def __str__(self) -> str:
         return f"claimed {self.pk}"
 
+    @classmethod
+    def discard_all_in_batches(cls, *, batch_size: int = 500, backend_alias: str = "default") -> int:
+        """Raise `UndiscardableError`: these jobs are running."""
+        raise UndiscardableError("claimed jobs are running and cannot be discarded. Stop their workers first.")
+
 
 class BlockedExecution(models.Model):
     job = models.OneToOneField(Job, models.CASCADE, related_name="blocked_execution")
@@ -208,6 +236,13 @@ class BlockedExecution(models.Model):
     def __str__(self) -> str:
         return f"blocked {self.pk}"
 
+    @classmethod
+    def discard_all_in_batches(cls, *, batch_size: int = 500, backend_alias: str = "default") -> int:
+        """Delete every blocked job of the alias; return how many."""
+        from dj_queue.operations import stored
+
+        return stored.discard_blocked_jobs(batch_size=batch_size, backend_alias=backend_alias)
+
 
 class FailedExecution(models.Model):
     job = models.OneToOneField(Job, models.CASCADE, related_name="failed_execution")
@@ -225,6 +260,32 @@ class FailedExecution(models.Model):
 
     def __str__(self) -> str:
         return f"failed {self.pk}: {self.exception_class}"
+
+    def retry(self) -> Job:
+        """See `dj_queue.operations.jobs.retry_failed_job`."""
+        from dj_queue.operations import stored
+
+        return stored.retry_failed_job(self.job.id, backend_alias=self.job.backend_alias)
+
+    def discard(self) -> int:
+        """See `dj_queue.operations.jobs.discard_failed_job`."""
+        from dj_queue.operations import stored
+
+        return stored.discard_failed_job(self.job.id, backend_alias=self.job.backend_alias)
+
+    @classmethod
+    def retry_all(cls, queryset: models.QuerySet[FailedExecution]) -> int:
+        """Retry the failed jobs of a queryset, in its order; return how many."""
+        from dj_queue.operations import stored
+
+        return stored.retry_all(queryset)
+
+    @classmethod
+    def discard_all_in_batches(cls, *, batch_size: int = 500, backend_alias: str = "default") -> int:
+        """Delete every failed job of the alias; return how many."""
+        from dj_queue.operations import stored
+
+        return stored.discard_failed_jobs(batch_size=batch_size, backend_alias=backend_alias)
 
 
 class Process(models.Model):

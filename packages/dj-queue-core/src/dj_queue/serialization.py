@@ -11,6 +11,8 @@ from dj_queue.exceptions import NotJSONError
 # Longer texts keep their first and last halves: a message of a gigabyte must not stop the queue.
 _TEXT_LIMIT = 64 * 1024
 
+_WRITTEN_WITH_EXPONENT = 1e16
+
 
 class JSONLimits(NamedTuple):
     """What a database's JSON columns can hold."""
@@ -57,11 +59,11 @@ def describe(error: BaseException, *, skip_frames: int = 0) -> ErrorRecord:
     kind = type(error)
     try:
         formatted = "".join(traceback.format_exception(kind, error, trace))
-    except Exception as failure:  # an exception may break whatever looks at it
+    except BaseException as failure:  # an exception may break whatever looks at it
         formatted = f"{kind.__qualname__}: <traceback not available: {type(failure).__name__}>"
     try:
         message = str(error)
-    except Exception as failure:
+    except BaseException as failure:
         message = f"<str() of the exception raised {type(failure).__name__}>"
     return ErrorRecord(
         exception_class=storable(f"{kind.__module__}.{kind.__qualname__}")[:255],
@@ -85,11 +87,12 @@ def _normalize(value: Any, limits: JSONLimits, path: str, depth: int) -> Any:
         case str():
             return _text(value, limits, path)
         case int():
-            return value
+            return int(value)
         case float():
             if not math.isfinite(value):
                 raise NotJSONError(f"{_at(path)} is {value!r}, and JSON has no such number")
-            return value
+            # PostgreSQL writes such a number without an exponent, and it comes back as an integer.
+            return int(value) if abs(value) >= _WRITTEN_WITH_EXPONENT else float(value)
         case bytes():
             try:
                 return _text(value.decode(), limits, path)
@@ -122,7 +125,7 @@ def _text(text: str, limits: JSONLimits, path: str) -> str:
             raise NotJSONError(f"{_at(path)} holds a lone surrogate, which is not valid text") from error
     if not limits.nul and "\0" in text:
         raise NotJSONError(f"{_at(path)} holds a NUL character, which this database refuses")
-    return text
+    return str.__str__(text)  # plain text, whatever subclass
 
 
 def _at(path: str) -> str:

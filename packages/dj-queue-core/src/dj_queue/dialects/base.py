@@ -135,6 +135,13 @@ class Dialect(ABC):
         blocked on a semaphore held that lock, so its job is seen.
         """
 
+    def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
+        """A look without a lock, before a claim or a promotion: False spares the transaction."""
+        return True
+
+    def any_due(self, cursor: CursorWrapper, alias: str) -> bool:
+        return True
+
     def is_transient(self, error: Error) -> bool:
         """Whether the same transaction may well succeed if it is simply run again."""
         return False

@@ -228,6 +228,9 @@ SELECT held.id, job.id, job.task_path, job.queue_name, job.priority, job.payload
   job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key, statement_timestamp()
 FROM held LEFT JOIN dj_queue_jobs job ON job.id = held.job_id"""
 
+# Whether a queue is paused is asked before its rows are looked for, and so inside of what looks for them:
+# a join's order is the planner's choice, and rows of a paused queue must not be locked at every poll.
+
 # Everything, nothing paused: straight down one index. The subquery is evaluated once, before the scan.
 _PICK_ALL = """
   SELECT tid, id, job_id FROM (
@@ -240,11 +243,11 @@ _PICK_ALL = """
      SELECT row.tid, row.id, row.job_id, row.priority FROM names, LATERAL (
        SELECT ctid AS tid, id, job_id, priority FROM dj_queue_ready_executions
        WHERE backend_alias = %(alias)s AND queue_name = names.queue_name
+         AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
+           WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
        ORDER BY priority DESC, id LIMIT %(limit)s {lock}) row
      WHERE EXISTS (SELECT FROM dj_queue_pauses WHERE backend_alias = %(alias)s)
        AND names.queue_name IS NOT NULL
-       AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
-         WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
    ) merged ORDER BY priority DESC, id LIMIT %(limit)s)"""
 
 _PICK_NAMED = """
@@ -252,9 +255,9 @@ _PICK_NAMED = """
      LATERAL (
        SELECT ctid AS tid, id, job_id FROM dj_queue_ready_executions
        WHERE backend_alias = %(alias)s AND queue_name = wanted.queue_name
+         AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
+           WHERE pause.backend_alias = %(alias)s AND pause.queue_name = wanted.queue_name)
        ORDER BY priority DESC, id LIMIT %(limit)s {lock}) row
-   WHERE NOT EXISTS (SELECT FROM dj_queue_pauses pause
-     WHERE pause.backend_alias = %(alias)s AND pause.queue_name = wanted.queue_name)
    LIMIT %(limit)s)"""
 
 _PICK_PREFIX = """
@@ -262,10 +265,10 @@ _PICK_PREFIX = """
      SELECT row.tid, row.id, row.job_id, row.priority FROM names, LATERAL (
        SELECT ctid AS tid, id, job_id, priority FROM dj_queue_ready_executions
        WHERE backend_alias = %(alias)s AND queue_name = names.queue_name
+         AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
+           WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
        ORDER BY priority DESC, id LIMIT %(limit)s {lock}) row
      WHERE starts_with(names.queue_name, %({prefix})s) {but}
-       AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
-         WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
    ) merged ORDER BY priority DESC, id LIMIT %(limit)s)"""
 
 # The names of the queues that hold ready jobs: one index probe a queue, however many jobs they hold.
@@ -358,9 +361,10 @@ WITH gone AS (
   RETURNING job_id, position, created_at
 ),
 back AS (
-  INSERT INTO dj_queue_ready_executions (id, job_id, backend_alias, queue_name, priority, created_at)
+  INSERT INTO dj_queue_ready_executions
+    (id, job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
   SELECT coalesce(gone.position, nextval(pg_get_serial_sequence('dj_queue_ready_executions', 'id'))),
-    job.id, job.backend_alias, job.queue_name, job.priority, gone.created_at
+    job.id, job.backend_alias, job.queue_name, job.priority, job.concurrency_key, gone.created_at
   FROM gone JOIN dj_queue_jobs job ON job.id = gone.job_id
 )
 SELECT count(*){notify} FROM gone"""
@@ -407,8 +411,9 @@ gone AS (
   DELETE FROM dj_queue_blocked_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM next))
 ),
 ready AS (
-  INSERT INTO dj_queue_ready_executions (job_id, backend_alias, queue_name, priority, created_at)
-  SELECT job_id, backend_alias, queue_name, priority, statement_timestamp() FROM next
+  INSERT INTO dj_queue_ready_executions
+    (job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
+  SELECT job_id, backend_alias, queue_name, priority, concurrency_key, statement_timestamp() FROM next
 ),
 changed AS (
   UPDATE dj_queue_semaphores semaphore SET

@@ -141,8 +141,10 @@ class SQLite(Dialect):
         )
         gone = cursor.fetchall()
         cursor.executemany(
-            "INSERT INTO dj_queue_ready_executions (id, job_id, backend_alias, queue_name, priority, created_at)"
-            " SELECT %s, id, backend_alias, queue_name, priority, %s FROM dj_queue_jobs WHERE id = %s",
+            "INSERT INTO dj_queue_ready_executions"
+            " (id, job_id, backend_alias, queue_name, priority, concurrency_key, created_at)"
+            " SELECT %s, id, backend_alias, queue_name, priority, concurrency_key, %s"
+            " FROM dj_queue_jobs WHERE id = %s",
             [(position, _text(created_at), job_id) for job_id, position, created_at in gone],
         )
         return len(gone)
@@ -178,6 +180,18 @@ class SQLite(Dialect):
             free = max(row[0], 0) if row else 0
             unblocked += [UnblockedJob(job_id, key) for job_id in _unblock(cursor, key, free, now)]
         return unblocked
+
+    def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
+        # A transaction would take the one write lock, ten times a second from every idle worker.
+        cursor.execute("SELECT 1 FROM dj_queue_ready_executions WHERE backend_alias = %s LIMIT 1", [alias])
+        return cursor.fetchone() is not None
+
+    def any_due(self, cursor: CursorWrapper, alias: str) -> bool:
+        cursor.execute(
+            "SELECT 1 FROM dj_queue_scheduled_executions WHERE backend_alias = %s AND scheduled_at <= %s LIMIT 1",
+            [alias, _stored(timezone.now())],
+        )
+        return cursor.fetchone() is not None
 
     def is_transient(self, error: Error) -> bool:
         return "locked" in str(error) or "busy" in str(error)
@@ -221,8 +235,10 @@ def _unblock(cursor: CursorWrapper, key: str, free: int, now: datetime) -> list[
     if not rows:
         return []
     cursor.executemany(
-        _INSERT_READY,
-        [(job_id, alias, queue, priority, _stored(now)) for priority, _, job_id, alias, queue, _ in rows],
+        "INSERT INTO dj_queue_ready_executions"
+        " (job_id, backend_alias, queue_name, priority, concurrency_key, created_at)"
+        " VALUES (%s, %s, %s, %s, %s, %s)",
+        [(job_id, alias, queue, priority, key, _stored(now)) for priority, _, job_id, alias, queue, _ in rows],
     )
     expires_at = now + timedelta(seconds=max(row[5] or 0.0 for row in rows))
     cursor.execute(

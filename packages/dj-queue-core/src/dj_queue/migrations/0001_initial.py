@@ -76,10 +76,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Pause",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 ("queue_name", models.CharField(max_length=64)),
                 (
@@ -97,10 +94,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Process",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 (
                     "kind",
@@ -118,10 +112,7 @@ class Migration(migrations.Migration):
                 ("hostname", models.CharField(blank=True, default="", max_length=255)),
                 ("name", models.CharField(max_length=255)),
                 ("metadata", models.JSONField(blank=True, default=dict)),
-                (
-                    "last_heartbeat_at",
-                    models.DateTimeField(db_default=django.db.models.functions.datetime.Now()),
-                ),
+                ("last_heartbeat_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
                 (
                     "created_at",
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False),
@@ -144,10 +135,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="ClaimedExecution",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("position", models.BigIntegerField(blank=True, null=True)),
                 (
                     "created_at",
@@ -182,10 +170,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="ReadyExecution",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 ("queue_name", models.CharField(default="default", max_length=64)),
                 ("priority", models.SmallIntegerField(default=0)),
@@ -193,6 +178,7 @@ class Migration(migrations.Migration):
                     "created_at",
                     models.DateTimeField(db_default=django.db.models.functions.datetime.Now(), editable=False),
                 ),
+                ("concurrency_key", models.CharField(blank=True, max_length=255, null=True)),
                 ("latency_started_at", models.DateTimeField(blank=True, null=True)),
                 (
                     "job",
@@ -211,10 +197,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="RecurringExecution",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 ("task_key", models.CharField(max_length=255)),
                 ("run_at", models.DateTimeField()),
@@ -240,10 +223,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="RecurringTask",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 ("key", models.CharField(max_length=255)),
                 ("task_path", models.CharField(max_length=255)),
@@ -273,10 +253,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="ScheduledExecution",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 ("queue_name", models.CharField(default="default", max_length=64)),
                 ("priority", models.SmallIntegerField(default=0)),
@@ -301,10 +278,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="Semaphore",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("key", models.CharField(max_length=255)),
                 ("value", models.IntegerField()),
                 ("limit", models.IntegerField()),
@@ -327,10 +301,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="FailedExecution",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("exception_class", models.CharField(max_length=255)),
                 ("message", models.TextField(blank=True, default="")),
                 ("traceback", models.TextField(blank=True, default="")),
@@ -341,9 +312,7 @@ class Migration(migrations.Migration):
                 (
                     "job",
                     models.OneToOneField(
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="failed_execution",
-                        to="dj_queue.job",
+                        on_delete=django.db.models.deletion.CASCADE, related_name="failed_execution", to="dj_queue.job"
                     ),
                 ),
             ],
@@ -355,10 +324,7 @@ class Migration(migrations.Migration):
         migrations.CreateModel(
             name="BlockedExecution",
             fields=[
-                (
-                    "id",
-                    models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID"),
-                ),
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
                 ("backend_alias", models.CharField(default="default", max_length=64)),
                 ("queue_name", models.CharField(default="default", max_length=64)),
                 ("priority", models.SmallIntegerField(default=0)),
@@ -371,9 +337,7 @@ class Migration(migrations.Migration):
                 (
                     "job",
                     models.OneToOneField(
-                        on_delete=django.db.models.deletion.CASCADE,
-                        related_name="blocked_execution",
-                        to="dj_queue.job",
+                        on_delete=django.db.models.deletion.CASCADE, related_name="blocked_execution", to="dj_queue.job"
                     ),
                 ),
             ],
@@ -396,6 +360,14 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="readyexecution",
             index=models.Index(fields=["backend_alias", "queue_name", "-priority", "id"], name="dj_queue_ready_queue"),
+        ),
+        migrations.AddIndex(
+            model_name="readyexecution",
+            index=models.Index(
+                condition=models.Q(("concurrency_key__isnull", False)),
+                fields=["concurrency_key"],
+                name="dj_queue_ready_holders",
+            ),
         ),
         migrations.AddConstraint(
             model_name="recurringexecution",

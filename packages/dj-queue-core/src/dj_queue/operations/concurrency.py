@@ -7,7 +7,6 @@ row, many keys in the order of their names, so that two transactions never wait 
 from __future__ import annotations
 
 import inspect
-import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -21,11 +20,14 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect
 from dj_queue.exceptions import ArgumentsError, EnqueueError
 from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
+from dj_queue.serialization import storable
 
 BLOCK = "block"
 DISCARD = "discard"
 
 _LONGEST_KEY = 255
+_HIGHEST_LIMIT = 2**31 - 1  # what its column holds
+_LONGEST_DURATION = 100 * 365 * 86400  # within the calendar, and more than anybody means
 
 
 class Limit(NamedTuple):
@@ -42,18 +44,21 @@ def limit_of(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], *, d
         return None
     path = task.module_path
     limit = _option(task, "concurrency_limit")
-    if isinstance(limit, bool) or not isinstance(limit, int) or limit < 1:
+    if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= _HIGHEST_LIMIT:
         raise EnqueueError(
-            f"{path} has a concurrency_key, and its concurrency_limit must be a whole number of at least 1,"
-            f" got {limit!r}. Set it beside the key."
+            f"{path} has a concurrency_key, and its concurrency_limit must be a whole number of 1 to"
+            f" {_HIGHEST_LIMIT}, got {limit!r}. Set it beside the key."
         )
     duration = _option(task, "concurrency_duration")
     duration = default_duration if duration is None else duration
     if isinstance(duration, timedelta):
         duration = duration.total_seconds()
-    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration < math.inf:
-        raise EnqueueError(f"{path}: concurrency_duration must be a positive number of seconds, got {duration!r}.")
-    on_conflict = _option(task, "on_conflict") or BLOCK
+    if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration <= _LONGEST_DURATION:
+        raise EnqueueError(
+            f"{path}: concurrency_duration must be a positive number of seconds, at most 100 years, got {duration!r}."
+        )
+    on_conflict = _option(task, "on_conflict")
+    on_conflict = BLOCK if on_conflict is None else on_conflict
     if on_conflict not in (BLOCK, DISCARD):
         raise EnqueueError(f"{path}: on_conflict must be 'block' or 'discard', got {on_conflict!r}.")
     return Limit(_resolve(task, key, args, kwargs), limit, float(duration), on_conflict)
@@ -83,7 +88,7 @@ def dispatch(
         if not key or slots[key] > 0:
             if key:
                 slots[key] -= 1
-            ready.append(ReadyExecution(**place))
+            ready.append(ReadyExecution(**place, concurrency_key=key))
         elif job.on_conflict == DISCARD:
             job.finished_at = now
             job.updated_at = now  # pyright: ignore[reportAttributeAccessIssue]
@@ -139,6 +144,8 @@ def _resolve(
         raise EnqueueError(
             f"{path}: concurrency_key must resolve to text of 1 to {_LONGEST_KEY} characters, got {shown}."
         )
+    if storable(resolved) != resolved:
+        raise EnqueueError(f"{path}: concurrency_key must resolve to text without NUL and lone surrogates.")
     return resolved
 
 

@@ -22,6 +22,7 @@ from dj_queue import events
 from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
+from dj_queue.models import ClaimedExecution
 from dj_queue.operations import concurrency, results, transactions
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
@@ -49,6 +50,8 @@ class Recorded(NamedTuple):
 
 def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None) -> list[Job]:
     """Claim up to `limit` ready jobs, in the order in which they should start."""
+    if not transactions.look(config.database_alias, lambda dialect, cursor: dialect.any_ready(cursor, config.alias)):
+        return []
     claims = transactions.run(
         config.database_alias,
         lambda dialect, cursor: dialect.claim(
@@ -66,6 +69,27 @@ def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, p
         for each in claims:
             events.emit("job.claimed", job_id=str(each.job_id))
     return [Job(each, received) for each in claims]
+
+
+def reclaimed(row: ClaimedExecution) -> Job:
+    """A job claimed by somebody else's call, to be run here."""
+    job = row.job
+    claim = Claim(
+        id=row.pk,
+        job_id=job.id,
+        task_path=job.task_path,
+        queue_name=job.queue_name,
+        priority=job.priority,
+        payload=dump(job.payload),
+        scheduled_at=job.scheduled_at,
+        created_at=job.created_at,
+        started_at=job.started_at,
+        worker_ids=dump(job.worker_ids) if job.worker_ids else None,
+        errors=dump(job.errors) if job.errors else None,
+        concurrency_key=job.concurrency_key,
+        claimed_at=row.created_at,
+    )
+    return Job(claim, time.monotonic())
 
 
 def run(job: Job, config: BackendConfig, *, worker: str) -> None:

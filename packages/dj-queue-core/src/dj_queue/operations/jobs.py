@@ -1,4 +1,4 @@
-"""Jobs from the outside: enqueue one or many, on commit, promote what is due."""
+"""Jobs: enqueue one or many, promote what is due, retry, discard, claim and execute by hand."""
 
 from __future__ import annotations
 
@@ -12,13 +12,43 @@ from django.tasks.signals import task_enqueued
 
 from dj_queue import events
 from dj_queue.annotations import AnyTask, AnyTaskResult
-from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, NewJob, dialect_for
+from dj_queue.config import BackendConfig, backend_config
+from dj_queue.dialects import Dialect, NewJob, Selector, dialect_for
 from dj_queue.exceptions import ArgumentsError, EnqueueError, NotJSONError, TaskPathError
 from dj_queue.identifiers import uuid7
-from dj_queue.models import Job, ScheduledExecution
-from dj_queue.operations import concurrency, results, transactions
+from dj_queue.models import ClaimedExecution, Job, Process, ScheduledExecution
+from dj_queue.operations import concurrency, execution, results, transactions
+from dj_queue.operations.stored import (
+    discard_blocked_jobs,
+    discard_failed_job,
+    discard_failed_jobs,
+    discard_ready_jobs,
+    discard_scheduled_jobs,
+    enqueue_job_again,
+    retry_failed_job,
+    retry_failed_jobs,
+)
 from dj_queue.serialization import dump, normalize
+
+__all__ = [
+    "claim_ready_jobs",
+    "discard_blocked_jobs",
+    "discard_failed_job",
+    "discard_failed_jobs",
+    "discard_ready_jobs",
+    "discard_scheduled_jobs",
+    "enqueue",
+    "enqueue_job_again",
+    "execute_claimed_job",
+    "prepare",
+    "promote",
+    "promote_scheduled_jobs",
+    "retry_failed_job",
+    "retry_failed_jobs",
+    "store",
+    "tell",
+    "write",
+]
 
 type Call = tuple[AnyTask, Sequence[Any], Mapping[str, Any]]
 
@@ -65,32 +95,55 @@ def store(config: BackendConfig, prepared: Sequence[PreparedJob]) -> list[AnyTas
     """Write prepared jobs, all or none, and tell of them."""
     if not prepared:
         return []
-    free = [each.job for each in prepared if each.limit is None]
+    limited = any(each.limit for each in prepared)
+    enqueued = transactions.run(
+        config.database_alias,
+        lambda dialect, cursor: write(config, dialect, cursor, prepared),
+        one_statement=not limited,
+    )
+    for result in enqueued:
+        tell(result)
+    return enqueued
+
+
+def write(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, prepared: Sequence[PreparedJob]
+) -> list[AnyTaskResult]:
+    """Write prepared jobs in the caller's transaction; whoever commits it tells of them."""
+    times: dict[UUID, datetime] = {}
+    discarded: set[UUID] = set()
     limited = [each for each in prepared if each.limit is not None]
-
-    def write(dialect: Dialect, cursor: CursorWrapper) -> tuple[dict[UUID, datetime], set[UUID]]:
-        times: dict[UUID, datetime] = {}
-        discarded: set[UUID] = set()
-        if limited:
-            for job in _insert_limited(config, dialect, cursor, limited):
-                times[job.id] = job.created_at
-                if job.finished_at is not None:
-                    discarded.add(job.id)
-        if free:
-            at = dialect.insert(cursor, free, alias=config.alias, notify=config.listen_notify)
-            times |= dict.fromkeys((job.id for job in free), at)
-        return times, discarded
-
-    times, discarded = transactions.run(config.database_alias, write, one_statement=not limited)
+    for job in _insert_limited(config, dialect, cursor, limited) if limited else ():
+        times[job.id] = job.created_at
+        if job.finished_at is not None:
+            discarded.add(job.id)
+    free = [each.job for each in prepared if each.limit is None]
+    if free:
+        at = dialect.insert(cursor, free, alias=config.alias, notify=config.listen_notify)
+        times |= dict.fromkeys((job.id for job in free), at)
     enqueued = []
     for each in prepared:
         at = times[each.job.id]
         result = _result(config, each, at)
-        _tell(result)
         if each.job.id in discarded:
             results.succeed(result, at, None)
         enqueued.append(result)
     return enqueued
+
+
+def tell(result: AnyTaskResult) -> None:
+    """Tell the log, and Django's receivers, that a job was enqueued."""
+    task = result.task
+    if events.heard():
+        events.emit(
+            "job.enqueued",
+            job_id=result.id,
+            task_path=task.module_path,
+            queue_name=task.queue_name,
+            priority=task.priority,
+        )
+    # Robust: the row is stored, and a receiver that fails must not make the caller believe otherwise.
+    task_enqueued.send_robust(results.signal_sender(), task_result=result)
 
 
 def promote(config: BackendConfig, *, limit: int) -> int:
@@ -113,7 +166,44 @@ def promote(config: BackendConfig, *, limit: int) -> int:
             concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
         return count
 
+    if not transactions.look(config.database_alias, lambda dialect, cursor: dialect.any_due(cursor, config.alias)):
+        return 0
     return transactions.run(config.database_alias, move)
+
+
+def promote_scheduled_jobs(*, batch_size: int, backend_alias: str = "default") -> int:
+    """Make up to `batch_size` due scheduled jobs ready; return how many."""
+    return promote(backend_config(backend_alias), limit=batch_size)
+
+
+def claim_ready_jobs(
+    *, limit: int, queues: Sequence[str] | None = None, process: Process | None = None, backend_alias: str = "default"
+) -> list[Job]:
+    """Claim up to `limit` ready jobs, as a worker with these queue selectors would; return them in order."""
+    config = backend_config(backend_alias)
+    selectors = [Selector.parse(text) for text in queues or ("*",)]
+    claimed = execution.claim(config, selectors, limit, process_id=process.pk if process else None)
+    found = Job.objects.using(config.database_alias).in_bulk([job.claim.job_id for job in claimed])
+    return [found[job.claim.job_id] for job in claimed]
+
+
+def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -> Job:
+    """Run a claimed job here and now, and record what became of it; return the job.
+
+    Raises `ClaimedExecution.DoesNotExist` if it is not claimed.
+    """
+    config = backend_config(backend_alias)
+    using = config.database_alias
+    row = (
+        ClaimedExecution.objects.using(using)
+        .select_related("job", "process")
+        .get(job_id=job_id, job__backend_alias=config.alias)
+    )
+    worker = row.process.name if row.process else ""
+    job = execution.reclaimed(row)
+    execution.run(job, config, worker=worker)
+    execution.announce(execution.finish(config, [job], worker=worker))
+    return Job.objects.using(using).get(pk=job_id) if config.preserve_finished_jobs else row.job
 
 
 # ---- enqueue ----------------------------------------------------------------------------------------
@@ -181,17 +271,3 @@ def _require_importable(task: AnyTask, path: str) -> None:
             f"{path} cannot be enqueued, because a worker would find another task at that path."
             " Give each task function a name of its own in its module."
         )
-
-
-def _tell(result: AnyTaskResult) -> None:
-    task = result.task
-    if events.heard():
-        events.emit(
-            "job.enqueued",
-            job_id=result.id,
-            task_path=task.module_path,
-            queue_name=task.queue_name,
-            priority=task.priority,
-        )
-    # Robust: the row is stored, and a receiver that fails must not make the caller believe otherwise.
-    task_enqueued.send_robust(results.signal_sender(), task_result=result)

@@ -16,6 +16,7 @@ from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BACKEND_PATH, BackendConfig
 from dj_queue.dialects import Claim
 from dj_queue.exceptions import TaskPathError
+from dj_queue.serialization import describe
 
 
 def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
@@ -124,9 +125,10 @@ def resolve(path: str) -> AnyTask:
     """Import the task that a job names. Raises `TaskPathError` if there is none."""
     try:
         found = import_string(path)
-    except Exception as error:  # a module may fail to import in any way
+    except (Exception, SystemExit) as error:  # a module may fail to import in any way
         raise TaskPathError(
-            f"cannot import the task {path!r}: {error}. Deploy the code that has it, or discard the job."
+            f"cannot import the task {path!r}: {describe(error).message}."
+            " Deploy the code that has it, or discard the job."
         ) from error
     if not isinstance(found, Task):
         raise TaskPathError(

@@ -30,3 +30,9 @@ def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_st
             if connection.in_atomic_block or attempt == _ATTEMPTS or not dialect.is_transient(error):
                 raise
     raise AssertionError("unreachable")
+
+
+def look(database: str, read: Callable[[Dialect, CursorWrapper], bool]) -> bool:
+    """Read once, outside any transaction of ours; no statement where the dialect has nothing to ask."""
+    with connections[database].cursor() as cursor:
+        return read(dialect_for(database), cursor)

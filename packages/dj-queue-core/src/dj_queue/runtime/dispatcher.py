@@ -1,10 +1,11 @@
-"""Scheduled jobs become ready when they are due."""
+"""Scheduled jobs become ready when they are due, and concurrency limits are kept in order."""
 
+import time
 from typing import Any
 
 from dj_queue.config import BackendConfig, DispatcherConfig
 from dj_queue.models import Process
-from dj_queue.operations import jobs
+from dj_queue.operations import jobs, maintenance
 from dj_queue.runtime.process import Runner
 
 
@@ -16,6 +17,7 @@ class Dispatcher(Runner):
     ) -> None:
         super().__init__(config, name, supervisor_id)
         self.options = options
+        self._maintain_at = 0.0  # at start, and then at every interval
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -27,6 +29,9 @@ class Dispatcher(Runner):
         }
 
     def step(self) -> float:
+        if self.options.concurrency_maintenance and time.monotonic() >= self._maintain_at:
+            maintenance.maintain(self.config)
+            self._maintain_at = time.monotonic() + self.options.concurrency_maintenance_interval
         promoted = jobs.promote(self.config, limit=self.options.batch_size)
         # A full batch means that more may be due.
         return 0.0 if promoted == self.options.batch_size else self.options.polling_interval

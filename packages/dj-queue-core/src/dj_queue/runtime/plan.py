@@ -11,6 +11,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.dispatcher import Dispatcher
 from dj_queue.runtime.process import Runner, backoff
+from dj_queue.runtime.scheduler import Scheduler
 from dj_queue.runtime.worker import Worker
 
 # A runner that lived so many seconds did not die at once.
@@ -54,4 +55,8 @@ def plans(config: BackendConfig) -> list[Plan]:
     for n, dispatching in enumerate(config.dispatchers, 1):
         name = f"dispatcher-{n}"
         planned.append(Plan("dispatcher", name, partial(Dispatcher, config, dispatching, name), Board()))
+    if config.scheduler is not None and config.scheduler_needed:
+        planned.append(
+            Plan("scheduler", "scheduler-1", partial(Scheduler, config, config.scheduler, "scheduler-1"), Board())
+        )
     return planned

@@ -94,7 +94,7 @@ class Supervisor(ABC):
             "standalone": self.standalone,
             "worker_count": sum(worker.processes for worker in self.config.workers),
             "dispatcher_count": len(self.config.dispatchers),
-            "has_scheduler": False,
+            "has_scheduler": self.config.scheduler_needed,
         }
 
     # ---- the four verbs ----

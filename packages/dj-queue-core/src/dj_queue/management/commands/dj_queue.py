@@ -96,5 +96,8 @@ def _summary(config: BackendConfig) -> str:
         lines.append(f"  {count} of {threads} on queues {', '.join(worker.queues)}")
     if config.dispatchers:
         lines.append(f"  {len(config.dispatchers)} dispatcher{'s' if len(config.dispatchers) > 1 else ''}")
+    if config.scheduler_needed:
+        tasks = len(config.recurring)
+        lines.append(f"  scheduler with {tasks} recurring task{'' if tasks == 1 else 's'} in the settings")
     lines.append("Quit with Ctrl-C.")
     return "\n".join(lines)

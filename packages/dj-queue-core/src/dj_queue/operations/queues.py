@@ -1,0 +1,78 @@
+"""Queues as operators see them: size, latency, pause, resume, clear."""
+
+from __future__ import annotations
+
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Min, QuerySet
+from django.db.models.functions import Coalesce
+
+from dj_queue import events
+from dj_queue.config import BackendConfig
+from dj_queue.dialects import Dialect
+from dj_queue.models import Pause, ReadyExecution
+from dj_queue.operations import transactions
+
+
+def size(config: BackendConfig, queue_name: str) -> int:
+    """Return the number of ready jobs."""
+    return _ready(config, queue_name).count()
+
+
+def latency(config: BackendConfig, queue_name: str) -> float:
+    """Return for how many seconds the longest waiting ready job has been ready; 0.0 if there is none."""
+    waits = _ready(config, queue_name).aggregate(since=Min(Coalesce("latency_started_at", "created_at")))
+    if waits["since"] is None:
+        return 0.0
+
+    now = transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
+    waited: float = (now - waits["since"]).total_seconds()
+    return max(0.0, waited)
+
+
+def is_paused(config: BackendConfig, queue_name: str) -> bool:
+    return _pauses(config, queue_name).exists()
+
+
+def pause(config: BackendConfig, queue_name: str) -> None:
+    """Stop claims from the queue; nothing else changes. Pausing twice is pausing once."""
+    _, created = Pause.objects.using(config.database_alias).get_or_create(
+        backend_alias=config.alias, queue_name=queue_name
+    )
+    if created:
+        events.emit("queue.paused", queue_name=queue_name)
+
+
+def resume(config: BackendConfig, queue_name: str) -> None:
+    """Let the queue be claimed from again. The time it was paused does not count as latency."""
+
+    def lift(dialect: Dialect, cursor: CursorWrapper) -> bool:
+        paused = _pauses(config, queue_name).select_for_update().first()
+        if paused is None:
+            return False
+        now = dialect.now(cursor)
+        rows = _ready(config, queue_name)
+        # What came during the pause begins to wait now; what had waited before goes on from there.
+        rows.filter(created_at__gte=paused.created_at).update(latency_started_at=now)
+        rows.filter(created_at__lt=paused.created_at).update(
+            latency_started_at=Coalesce("latency_started_at", "created_at") + (now - paused.created_at)
+        )
+        paused.delete()
+        dialect.notify(cursor, config.alias)
+        return True
+
+    if transactions.run(config.database_alias, lift):
+        events.emit("queue.resumed", queue_name=queue_name)
+
+
+def names(config: BackendConfig) -> list[str]:
+    """Return the names of the queues that hold ready jobs, in order."""
+    rows = ReadyExecution.objects.using(config.database_alias).filter(backend_alias=config.alias)
+    return list(rows.order_by("queue_name").values_list("queue_name", flat=True).distinct())
+
+
+def _ready(config: BackendConfig, queue_name: str) -> QuerySet[ReadyExecution]:
+    return ReadyExecution.objects.using(config.database_alias).filter(backend_alias=config.alias, queue_name=queue_name)
+
+
+def _pauses(config: BackendConfig, queue_name: str) -> QuerySet[Pause]:
+    return Pause.objects.using(config.database_alias).filter(backend_alias=config.alias, queue_name=queue_name)

@@ -1,0 +1,194 @@
+"""Recurring tasks: what is configured, what was scheduled at run time, and one job for each tick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.core.exceptions import ValidationError
+from django.db import IntegrityError
+from django.db.backends.utils import CursorWrapper
+from django.tasks.exceptions import InvalidTask
+
+from dj_queue.annotations import AnyTaskResult
+from dj_queue.config import BackendConfig, RecurringConfig, backend_config, schedule_mistake
+from dj_queue.dialects import Dialect
+from dj_queue.exceptions import AlreadyRecorded, EnqueueError, TaskPathError
+from dj_queue.models import RecurringExecution, RecurringTask
+from dj_queue.operations import jobs, results, transactions
+
+# What makes a task another task: a change of these is written, and `updated_at` moves with the schedule.
+_FIELDS = ("task_path", "payload", "schedule", "timezone", "queue_name", "priority", "description")
+_WHEN = ("schedule", "timezone")
+
+
+def schedule(
+    *,
+    key: str,
+    task_path: str,
+    schedule: str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    queue_name: str = "default",
+    priority: int = 0,
+    description: str = "",
+    timezone: str | None = None,
+    backend_alias: str = "default",
+) -> RecurringTask:
+    """Create or change a dynamic recurring task. Raises `ValidationError` with everything that is wrong."""
+    config = backend_config(backend_alias)
+    wanted = RecurringConfig(
+        key=key,
+        task_path=task_path,
+        schedule=schedule,
+        args=tuple(args),
+        kwargs=dict(kwargs or {}),
+        queue_name=queue_name,
+        priority=priority,
+        description=description,
+        timezone=timezone,
+    )
+    _validate(config, wanted)
+
+    def save(dialect: Dialect, cursor: CursorWrapper) -> RecurringTask:
+        rows = RecurringTask.objects.using(config.database_alias)
+        row = rows.select_for_update().filter(backend_alias=config.alias, key=key).first()
+        if row is not None and row.static:
+            raise ValidationError(
+                f"The recurring task {key!r} is configured in the settings, and can be changed only there."
+            )
+        return _save(config, row, wanted, static=False, now=dialect.now(cursor))
+
+    return transactions.run(config.database_alias, save)
+
+
+def unschedule(key: str, *, backend_alias: str = "default") -> int:
+    """Delete a dynamic recurring task; return 1, or 0 if there is none or it is configured in the settings."""
+    config = backend_config(backend_alias)
+    rows = RecurringTask.objects.using(config.database_alias)
+    return rows.filter(backend_alias=config.alias, key=key, static=False).delete()[0]
+
+
+def tasks(config: BackendConfig) -> list[RecurringTask]:
+    """Bring the table in line with the settings; return the tasks that are to fire."""
+
+    def sync(dialect: Dialect, cursor: CursorWrapper) -> None:
+        now = dialect.now(cursor)
+        for wanted in missing:
+            _save(config, present.get(wanted.key), wanted, static=True, now=now)
+        RecurringTask.objects.using(config.database_alias).filter(pk__in=gone).delete()
+
+    rows = _rows(config)
+    present = {row.key: row for row in rows}
+    missing = [wanted for wanted in config.recurring if _differs(present.get(wanted.key), wanted)]
+    configured = {wanted.key for wanted in config.recurring}
+    gone = [row.pk for row in present.values() if row.static and row.key not in configured]
+    if missing or gone:
+        transactions.run(config.database_alias, sync)
+        rows = _rows(config)
+    dynamic = config.scheduler is not None and config.scheduler.dynamic_tasks_enabled
+    return [row for row in rows if row.static or dynamic]
+
+
+def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -> AnyTaskResult:
+    """Enqueue the job of one tick, once among all schedulers.
+
+    Raises `AlreadyRecorded` if another one has, and what `enqueue` raises if the task is not to be had.
+    """
+    payload = task.payload or {"args": [], "kwargs": {}}
+    found = results.resolve(task.task_path)
+    wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
+    prepared = jobs.prepare(config, wanted, payload["args"], payload["kwargs"])
+
+    def enqueue(dialect: Dialect, cursor: CursorWrapper) -> AnyTaskResult:
+        # First the row that only one can write, then the job: neither is there without the other.
+        rows = RecurringExecution.objects.using(config.database_alias)
+        row = rows.create(backend_alias=config.alias, task_key=task.key, run_at=run_at)
+        result = jobs.write(config, dialect, cursor, [prepared])[0]
+        rows.filter(pk=row.pk).update(job_id=result.id)
+        return result
+
+    try:
+        result = transactions.run(config.database_alias, enqueue)
+    except IntegrityError as error:
+        raise AlreadyRecorded(f"{task.key} at {run_at.isoformat()}") from error
+    jobs.tell(result)
+    return result
+
+
+def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime) -> bool:
+    """Whether this tick, or a later one, was enqueued."""
+    rows = RecurringExecution.objects.using(config.database_alias)
+    return rows.filter(backend_alias=config.alias, task_key=task.key, run_at__gte=run_at).exists()
+
+
+def now(config: BackendConfig) -> datetime:
+    """The database's clock."""
+    return transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
+
+
+def _rows(config: BackendConfig) -> list[RecurringTask]:
+    rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
+    return list(rows.order_by("key"))
+
+
+def _values(wanted: RecurringConfig) -> dict[str, Any]:
+    return {
+        "task_path": wanted.task_path,
+        "payload": {"args": list(wanted.args), "kwargs": dict(wanted.kwargs)},
+        "schedule": wanted.schedule,
+        "timezone": wanted.timezone,
+        "queue_name": wanted.queue_name,
+        "priority": wanted.priority,
+        "description": wanted.description,
+    }
+
+
+def _differs(row: RecurringTask | None, wanted: RecurringConfig) -> bool:
+    if row is None or not row.static:
+        return True
+    values = _values(wanted)
+    return any(getattr(row, name) != values[name] for name in _FIELDS)
+
+
+def _save(
+    config: BackendConfig, row: RecurringTask | None, wanted: RecurringConfig, *, static: bool, now: datetime
+) -> RecurringTask:
+    rows = RecurringTask.objects.using(config.database_alias)
+    values = {**_values(wanted), "static": static}
+    if row is None:
+        # Another scheduler may be adding the same task just now.
+        created, _ = rows.get_or_create(
+            backend_alias=config.alias, key=wanted.key, defaults={**values, "created_at": now, "updated_at": now}
+        )
+        return created
+    if any(getattr(row, name) != values[name] for name in _WHEN):
+        values["updated_at"] = now  # a new schedule begins with its next tick
+    for name, value in values.items():
+        setattr(row, name, value)
+    row.save(using=config.database_alias)
+    return row
+
+
+def _validate(config: BackendConfig, wanted: RecurringConfig) -> None:
+    mistakes = []
+    if not isinstance(wanted.key, str) or not 0 < len(wanted.key) <= 255:
+        mistakes.append(f"key must be text of 1 to 255 characters, got {wanted.key!r}.")
+    mistake = schedule_mistake(wanted.schedule)
+    if mistake is not None:
+        mistakes.append(f"schedule {wanted.schedule!r}: {mistake}.")
+    if wanted.timezone is not None:
+        try:
+            ZoneInfo(wanted.timezone)
+        except (ValueError, OSError, KeyError):
+            mistakes.append(f"timezone must be a name like 'Europe/Berlin', got {wanted.timezone!r}.")
+    try:
+        task = results.resolve(wanted.task_path)
+        checked = task.using(queue_name=wanted.queue_name, priority=wanted.priority, backend=config.alias)
+        jobs.prepare(config, checked, wanted.args, wanted.kwargs)
+    except (TaskPathError, InvalidTask, EnqueueError) as error:
+        mistakes.append(str(error))
+    if mistakes:
+        raise ValidationError(mistakes)

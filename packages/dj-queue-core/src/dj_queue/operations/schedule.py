@@ -1,0 +1,99 @@
+"""When a cron expression fires, in a time zone whose clock is put forward and back.
+
+An expression that names hours follows the clock on the wall: what the clock skips happens as much
+later as it was put forward, and what it shows twice happens the first time. An expression for every
+hour follows time itself: it fires each hour, also in the hour that the clock shows twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from django.conf import settings
+
+# No zone's clock was ever moved further at once, but for changes of the date itself.
+_WINDOW = timedelta(hours=4)
+_SECOND = timedelta(seconds=1)
+
+
+def next_tick(expression: str, timezone: str | None, after: datetime) -> datetime:
+    """Return the first tick later than `after`, in UTC."""
+    zone = _zone(timezone)
+    wall = _wall(after, zone)
+    walls = _walls(expression, wall)
+    found = walls.get_next()
+    if _steady(zone, wall, found):
+        return _instant(found, zone)
+    # The clock moves somewhere near: what it shows and what time it is may be in different orders.
+    ticks: list[datetime] = []
+    walls = _walls(expression, wall - _WINDOW)
+    while not ticks or found < _wall(min(ticks), zone) + _WINDOW:
+        found = walls.get_next()
+        ticks += [tick for tick in _instants(found, zone, expression) if tick > after]
+    return min(ticks)
+
+
+def latest_tick(expression: str, timezone: str | None, until: datetime) -> datetime:
+    """Return the last tick that is not later than `until`, in UTC."""
+    zone = _zone(timezone)
+    wall = _wall(until, zone)
+    walls = _walls(expression, _floor(wall) + _SECOND)
+    found = walls.get_prev()
+    if _steady(zone, found, wall):
+        return _instant(found, zone)
+    ticks: list[datetime] = []
+    walls = _walls(expression, _floor(wall) + _WINDOW)
+    while not ticks or found > _wall(max(ticks), zone) - _WINDOW:
+        found = walls.get_prev()
+        ticks += [tick for tick in _instants(found, zone, expression) if tick <= until]
+    return max(ticks)
+
+
+def _walls(expression: str, start: datetime) -> Any:
+    """Matches of the expression around a time on the wall."""
+    from croniter import croniter  # a project without recurring tasks does not load it
+
+    return croniter(expression, start, ret_type=datetime)
+
+
+def _zone(name: str | None) -> ZoneInfo:
+    return ZoneInfo(name or settings.TIME_ZONE)
+
+
+def _wall(instant: datetime, zone: ZoneInfo) -> datetime:
+    """What the clock on the wall shows, without a zone."""
+    return instant.astimezone(zone).replace(tzinfo=None)
+
+
+def _floor(wall: datetime) -> datetime:
+    return wall.replace(microsecond=0)
+
+
+def _steady(zone: ZoneInfo, first: datetime, last: datetime) -> bool:
+    """Whether the clock is not moved between two times on the wall, nor just before or after."""
+    start = (first - _WINDOW).replace(tzinfo=zone)
+    end = (last + _WINDOW).replace(tzinfo=zone)
+    if last - first > timedelta(days=60):  # long enough to be put forward and back again
+        return False
+    return start.utcoffset() == end.utcoffset()
+
+
+def _instant(wall: datetime, zone: ZoneInfo) -> datetime:
+    # For a time that does not exist, the offset from before the change: as much later as it was.
+    return wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
+
+
+def _instants(wall: datetime, zone: ZoneInfo, expression: str) -> Iterator[datetime]:
+    first = _instant(wall, zone)
+    yield first
+    second = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)
+    if second > first and _every_hour(expression):
+        yield second
+
+
+def _every_hour(expression: str) -> bool:
+    hours = _walls(expression, datetime(2000, 1, 1)).expanded[1]
+    return hours == ["*"] or len(hours) == 24

@@ -1,0 +1,235 @@
+"""What operators do to stored jobs: retry, discard, enqueue again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+from uuid import UUID
+
+from django.db import connections
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Model, Q, QuerySet
+
+from dj_queue import events
+from dj_queue.config import BackendConfig, backend_config
+from dj_queue.dialects import Dialect
+from dj_queue.identifiers import uuid7
+from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
+from dj_queue.operations import concurrency, transactions
+
+type JobId = UUID | str
+
+DEFAULT_BATCH = 500
+
+
+def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
+    """Let a failed job run again, under its concurrency limit; its errors so far are kept.
+
+    Raises `FailedExecution.DoesNotExist` if the job is not failed.
+    """
+    config = backend_config(backend_alias)
+
+    def retry(dialect: Dialect, cursor: CursorWrapper) -> Job:
+        failed = _locked(config, FailedExecution).get(job_id=job_id)
+        return _retry(config, dialect, cursor, [failed])[0]
+
+    return _tell_retried([transactions.run(config.database_alias, retry)])[0]
+
+
+def retry_failed_jobs(
+    *, job_ids: Iterable[JobId] | None = None, batch_size: int = DEFAULT_BATCH, backend_alias: str = "default"
+) -> int:
+    """Let failed jobs run again, all of the alias or those given, in batches; return how many."""
+    config = backend_config(backend_alias)
+    retried: list[Job] = []
+
+    def retry(rows: Sequence[Any], dialect: Dialect, cursor: CursorWrapper) -> None:
+        retried.extend(_retry(config, dialect, cursor, rows))
+
+    count = _in_batches(config, FailedExecution, _among(job_ids), batch_size, retry)
+    _tell_retried(retried)
+    return count
+
+
+def retry_all(queryset: QuerySet[FailedExecution], *, batch_size: int = DEFAULT_BATCH) -> int:
+    """Let the failed jobs of a queryset run again, in its order and each under its own alias; return how many."""
+    wanted = list(queryset.values_list("job_id", "job__backend_alias"))
+    count = 0
+    for alias in sorted({alias for _, alias in wanted}):
+        mine = [job_id for job_id, its_alias in wanted if its_alias == alias]
+        for start in range(0, len(mine), batch_size):
+            batch = mine[start : start + batch_size]
+            count += retry_failed_jobs(job_ids=batch, batch_size=batch_size, backend_alias=alias)
+    return count
+
+
+def discard_failed_job(job_id: JobId, *, backend_alias: str = "default") -> int:
+    """Delete a failed job; return 1, or 0 if it is not failed."""
+    return discard_failed_jobs(job_ids=[job_id], backend_alias=backend_alias)
+
+
+def discard_failed_jobs(
+    *, job_ids: Iterable[JobId] | None = None, batch_size: int = DEFAULT_BATCH, backend_alias: str = "default"
+) -> int:
+    """Delete failed jobs, all of the alias or those given, in batches; return how many."""
+    return _discard(backend_config(backend_alias), FailedExecution, "failed", _among(job_ids), batch_size)
+
+
+def discard_ready_jobs(
+    *, job_ids: Iterable[JobId] | None = None, batch_size: int = DEFAULT_BATCH, backend_alias: str = "default"
+) -> int:
+    """Delete ready jobs, which frees their concurrency slots; return how many."""
+    return _discard(backend_config(backend_alias), ReadyExecution, "ready", _among(job_ids), batch_size)
+
+
+def discard_scheduled_jobs(
+    *, job_ids: Iterable[JobId] | None = None, batch_size: int = DEFAULT_BATCH, backend_alias: str = "default"
+) -> int:
+    """Delete scheduled jobs; return how many."""
+    return _discard(backend_config(backend_alias), ScheduledExecution, "scheduled", _among(job_ids), batch_size)
+
+
+def discard_blocked_jobs(
+    *, job_ids: Iterable[JobId] | None = None, batch_size: int = DEFAULT_BATCH, backend_alias: str = "default"
+) -> int:
+    """Delete blocked jobs; return how many."""
+    return _discard(backend_config(backend_alias), BlockedExecution, "blocked", _among(job_ids), batch_size)
+
+
+def clear_queue(config: BackendConfig, queue_name: str, *, batch_size: int = DEFAULT_BATCH) -> int:
+    """Delete the ready jobs of one queue, which frees their concurrency slots; return how many."""
+    return _discard(config, ReadyExecution, "ready", Q(queue_name=queue_name), batch_size)
+
+
+def enqueue_job_again(job_id: JobId, *, backend_alias: str = "default") -> Job:
+    """Enqueue a fresh copy of a stored job, whatever its state; return the copy.
+
+    Raises `Job.DoesNotExist`.
+    """
+    config = backend_config(backend_alias)
+    using = config.database_alias
+
+    def enqueue(dialect: Dialect, cursor: CursorWrapper) -> Job:
+        now = dialect.now(cursor)
+        job = Job.objects.using(using).get(pk=job_id, backend_alias=config.alias)
+        copied = (
+            "task_path", "queue_name", "priority", "payload", "backend_alias", "scheduled_at",
+            "concurrency_key", "concurrency_limit", "concurrency_duration", "on_conflict",
+        )  # fmt: skip
+        copy = Job(id=uuid7(), created_at=now, updated_at=now, **{name: getattr(job, name) for name in copied})
+        copy.save(using=using, force_insert=True)
+        if copy.scheduled_at is not None and copy.scheduled_at > now:
+            ScheduledExecution.objects.using(using).create(
+                job=copy,
+                backend_alias=copy.backend_alias,
+                queue_name=copy.queue_name,
+                priority=copy.priority,
+                scheduled_at=copy.scheduled_at,
+            )
+        else:
+            concurrency.dispatch(config, dialect, cursor, [copy], now)
+        return copy
+
+    job = transactions.run(using, enqueue)
+    events.emit(
+        "job.enqueued",
+        job_id=str(job.id),
+        task_path=job.task_path,
+        queue_name=job.queue_name,
+        priority=job.priority,
+    )
+    return job
+
+
+# ---- retry ------------------------------------------------------------------------------------------
+
+
+def _retry(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, failed: Sequence[FailedExecution]
+) -> list[Job]:
+    using = config.database_alias
+    jobs = []
+    for row in failed:
+        job = row.job
+        job.errors = [*(job.errors or []), [row.exception_class, row.traceback]]
+        job.return_value = None
+        job.finished_at = None
+        jobs.append(job)
+    FailedExecution.objects.using(using).filter(pk__in=[row.pk for row in failed]).delete()
+    Job.objects.using(using).bulk_update(jobs, ["errors", "return_value", "finished_at"])
+    concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
+    return jobs
+
+
+def _tell_retried(jobs: list[Job]) -> list[Job]:
+    for job in jobs:
+        events.emit("job.retried", job_id=str(job.id), queue_name=job.queue_name, priority=job.priority)
+    return jobs
+
+
+# ---- discard ----------------------------------------------------------------------------------------
+
+
+def _discard(config: BackendConfig, model: type[Model], state: str, among: Q, batch_size: int) -> int:
+    using = config.database_alias
+    gone: list[str] = []
+    unblocked: list[tuple[str, str]] = []
+
+    def discard(rows: Sequence[Any], dialect: Dialect, cursor: CursorWrapper) -> None:
+        model._default_manager.using(using).filter(pk__in=[row.pk for row in rows]).delete()
+        Job.objects.using(using).filter(pk__in=[row.job_id for row in rows]).delete()
+        if state == "ready":
+            keys = [row.concurrency_key for row in rows]
+            unblocked.extend(concurrency.release(config, dialect, cursor, keys))
+        gone.extend(str(row.job_id) for row in rows)
+
+    count = _in_batches(config, model, among, batch_size, discard)
+    for job_id in gone:
+        events.emit("job.discarded", job_id=job_id, reason=state)
+    for job_id, key in unblocked:
+        events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+    return count
+
+
+# ---- batches ----------------------------------------------------------------------------------------
+
+
+def _among(job_ids: Iterable[JobId] | None) -> Q:
+    return Q() if job_ids is None else Q(job_id__in=list(job_ids))
+
+
+def _in_batches(
+    config: BackendConfig,
+    model: type[Model],
+    among: Q,
+    batch_size: int,
+    work: Callable[[Sequence[Any], Dialect, CursorWrapper], None],
+) -> int:
+    """Lock and treat rows, each batch in a transaction of its own; rows that others hold are left alone.
+
+    Returns how many were treated.
+    """
+    last = count = 0
+
+    def step(dialect: Dialect, cursor: CursorWrapper) -> list[Any]:
+        rows = list(_locked(config, model).filter(among, pk__gt=last).order_by("pk")[:batch_size])
+        if rows:
+            work(rows, dialect, cursor)
+        return rows
+
+    while rows := transactions.run(config.database_alias, step):
+        last = rows[-1].pk
+        count += len(rows)
+    return count
+
+
+def _locked(config: BackendConfig, model: type[Model]) -> QuerySet[Any]:
+    """Rows of this alias, locked for the rest of the transaction."""
+    skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
+    rows: QuerySet[Any] = model._default_manager.using(config.database_alias)
+    of = ("self",) if connections[config.database_alias].features.has_select_for_update_of else ()
+    return (
+        rows.filter(job__backend_alias=config.alias)
+        .select_related("job")
+        .select_for_update(skip_locked=skip_locked, of=of)
+    )

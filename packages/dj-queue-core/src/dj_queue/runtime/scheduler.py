@@ -1,0 +1,121 @@
+"""Recurring tasks are enqueued when they are due, and what may be deleted is deleted."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from dj_queue.config import BackendConfig, SchedulerConfig
+from dj_queue.exceptions import AlreadyRecorded
+from dj_queue.models import Process, RecurringTask
+from dj_queue.operations import recurring, retention
+from dj_queue.operations.schedule import latest_tick, next_tick
+from dj_queue.runtime.process import DATABASE_AWAY, Runner
+from dj_queue.thread_errors import report
+
+logger = logging.getLogger("dj_queue")
+
+# A tick that nobody was there to enqueue is made up for if it is younger than this; older ones are skipped.
+MISSED = timedelta(days=1)
+
+
+class Next(NamedTuple):
+    """When a task fires next; void once its row changes."""
+
+    updated_at: datetime
+    at: datetime
+
+
+class Scheduler(Runner):
+    kind = Process.Kind.SCHEDULER
+
+    def __init__(
+        self, config: BackendConfig, options: SchedulerConfig, name: str, supervisor_id: int | None = None
+    ) -> None:
+        super().__init__(config, name, supervisor_id)
+        self.options = options
+        self._next: dict[int, Next] = {}
+        self._clean_at = 0.0
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "dynamic_tasks_enabled": self.options.dynamic_tasks_enabled,
+            "polling_interval": self.options.polling_interval,
+            "static_task_count": len(self.config.recurring),
+            "cleanup_enabled": self.config.cleanup_enabled,
+        }
+
+    def step(self) -> float:
+        now = recurring.now(self.config)
+        tasks = recurring.tasks(self.config)
+        self._next = {task.pk: self._next[task.pk] for task in tasks if task.pk in self._next}
+        for task in tasks:
+            self._guard(task, lambda task=task: self._fire_if_due(task, now))  # type: ignore[misc]
+        if time.monotonic() >= self._clean_at:
+            more = self._clean()
+            self._clean_at = time.monotonic() + (0.0 if more else self.options.polling_interval)
+        return self._pause(now)
+
+    def _guard(self, task: RecurringTask, call: Callable[[], None]) -> None:
+        """A task that cannot be enqueued stops only itself."""
+        try:
+            call()
+        except DATABASE_AWAY:
+            raise
+        except Exception as error:
+            self._next.pop(task.pk, None)
+            report(self.config, error, f"scheduler.run:{task.key}")
+
+    def _fire_if_due(self, task: RecurringTask, now: datetime) -> None:
+        known = self._next.get(task.pk)
+        if known is None or known.updated_at != task.updated_at:
+            # New to this scheduler. Its first tick is the next one, unless it was there, and missed one.
+            due = latest_tick(task.schedule, task.timezone, now)
+            if due <= task.updated_at or recurring.was_recorded(self.config, task, due):
+                self._plan(task, now)
+                return
+        elif now < known.at:
+            return
+        else:
+            due = latest_tick(task.schedule, task.timezone, now)
+        # Planned before it is tried: a tick that cannot be enqueued is not tried for ever.
+        self._plan(task, now)
+        self._fire(task, due, now)
+
+    def _plan(self, task: RecurringTask, now: datetime) -> None:
+        self._next[task.pk] = Next(task.updated_at, next_tick(task.schedule, task.timezone, now))
+
+    def _fire(self, task: RecurringTask, due: datetime, now: datetime) -> None:
+        if now - due > MISSED:
+            logger.warning("dj_queue %s: skipped %s, missed at %s: too long ago", self.name, task.key, due)
+            return
+        try:
+            recurring.enqueue_tick(self.config, task, due)
+        except AlreadyRecorded:
+            pass  # another scheduler was first
+        except DATABASE_AWAY:
+            self._next.pop(task.pk, None)  # not tried: the tick is still to come
+            raise
+
+    def _clean(self) -> bool:
+        """Delete one batch of each kind; return whether more is left."""
+        config = self.config
+        counts = []
+        if config.preserve_finished_jobs and config.clear_finished_jobs_after is not None:
+            counts.append(retention.delete_finished(config, older_than=config.clear_finished_jobs_after))
+        if config.clear_failed_jobs_after is not None:
+            counts.append(retention.delete_failed(config, older_than=config.clear_failed_jobs_after))
+        if config.clear_recurring_executions_after is not None:
+            counts.append(retention.delete_recurring(config, older_than=config.clear_recurring_executions_after))
+        return any(count == retention.BATCH for count in counts)
+
+    def _pause(self, now: datetime) -> float:
+        pause = min(self.options.polling_interval, max(0.0, self._clean_at - time.monotonic()) or 0.05)
+        if self._next:
+            until_next = (min(known.at for known in self._next.values()) - now).total_seconds()
+            pause = min(pause, max(0.0, until_next))
+        return pause
