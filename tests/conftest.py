@@ -151,7 +151,6 @@ def pid_of(name: str) -> int:
 def wait_settled(*, seconds: float = 30) -> None:
     """Wait until every job is finished or failed; check that none is in two states."""
     from dj_queue.models import ClaimedExecution, Job, ReadyExecution
-
     from tests.working import states
 
     wait_until(

@@ -538,6 +538,28 @@ def test_concurrency_options_that_are_right(options: Callable[..., None], given:
     assert Job.objects.get().concurrency_key == Semaphore.objects.get().key == key
 
 
+@pytest.mark.parametrize(
+    ("task", "key", "args", "resolved"),
+    [
+        (tasks.fail, "{message}", [], "it failed"),
+        (tasks.describe_context, "{label}", ["x"], "x"),
+        (tasks.describe_context, "{context}", ["x"], None),
+    ],
+    ids=["default", "beside the context", "the context itself"],
+)
+def test_a_key_sees_defaults_and_no_context(
+    monkeypatch: Any, task: Any, key: str, args: list[Any], resolved: str | None
+) -> None:
+    monkeypatch.setattr(task.func, "concurrency_key", key, raising=False)
+    monkeypatch.setattr(task.func, "concurrency_limit", 1, raising=False)
+    if resolved is None:
+        with pytest.raises(EnqueueError):
+            task.enqueue(*args)
+    else:
+        task.enqueue(*args)
+        assert Job.objects.get().concurrency_key == resolved
+
+
 def test_a_limit_without_a_key_limits_nothing(options: Callable[..., None]) -> None:
     options(concurrency_limit=1)
     for _ in range(2):

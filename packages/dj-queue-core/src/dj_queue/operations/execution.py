@@ -7,7 +7,7 @@ recorded. Whoever deletes the row first, worker or recovery, decides what become
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -151,15 +151,14 @@ def announce(jobs: Sequence[Job]) -> None:
 
 def release(config: BackendConfig, jobs: Sequence[Job]) -> int:
     """Give back claims that were not started; return how many were still ours."""
-    if not jobs:
-        return 0
-    return transactions.run(
-        config.database_alias,
-        lambda dialect, cursor: dialect.release(
-            cursor, [job.claim.id for job in jobs], alias=config.alias, notify=config.listen_notify
-        ),
-        one_statement=True,
-    )
+    return _give_back(config, [job.claim.id for job in jobs]) if jobs else 0
+
+
+def release_strays(config: BackendConfig, process_id: int, *, known: Container[int]) -> int:
+    """Give back what this process has claimed without knowing it; return how many."""
+    rows = ClaimedExecution.objects.using(config.database_alias).filter(process_id=process_id)
+    strays = [claim_id for claim_id in rows.values_list("pk", flat=True) if claim_id not in known]
+    return _give_back(config, strays) if strays else 0
 
 
 # ---- run --------------------------------------------------------------------------------------------
@@ -228,3 +227,14 @@ def _tell(jobs: Sequence[Job], recorded: Recorded) -> None:
             events.emit("job.executed", job_id=job_id, status="success")
     for job_id, key in recorded.unblocked:
         events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+
+
+# ---- release ----------------------------------------------------------------------------------------
+
+
+def _give_back(config: BackendConfig, claim_ids: Sequence[int]) -> int:
+    return transactions.run(
+        config.database_alias,
+        lambda dialect, cursor: dialect.release(cursor, claim_ids, alias=config.alias, notify=config.listen_notify),
+        one_statement=True,
+    )

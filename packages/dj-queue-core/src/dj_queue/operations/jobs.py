@@ -142,6 +142,9 @@ def tell(result: AnyTaskResult) -> None:
             queue_name=task.queue_name,
             priority=task.priority,
         )
+    if result.is_finished and result.enqueued_at is not None:
+        # Discarded by its concurrency limit. What this signal shows is the enqueue: by contract, READY.
+        result = results.new(task, UUID(result.id), result.args, result.kwargs, enqueued_at=result.enqueued_at)
     # Robust: the row is stored, and a receiver that fails must not make the caller believe otherwise.
     task_enqueued.send_robust(results.signal_sender(), task_result=result)
 

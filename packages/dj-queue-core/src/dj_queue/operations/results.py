@@ -24,8 +24,8 @@ def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
     from dj_queue.models import Job
 
     try:
-        job_id = UUID(result_id)
-    except (ValueError, AttributeError, TypeError) as error:
+        job_id = UUID(str(result_id))
+    except ValueError as error:
         raise TaskResultDoesNotExist(result_id) from error
     related = ("claimed_execution__process", "failed_execution")
     jobs = Job.objects.using(config.database_alias).select_related(*related)
@@ -35,8 +35,8 @@ def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
     result = new(
         stored_task(job.task_path, job.queue_name, job.priority, job.scheduled_at, job.backend_alias),
         job.id,
-        job.payload["args"],
-        job.payload["kwargs"],
+        job.payload.get("args", []),
+        job.payload.get("kwargs", {}),
         enqueued_at=job.created_at,
         started_at=job.started_at,
         last_attempted_at=job.last_attempted_at,
@@ -61,7 +61,7 @@ def new(
     args: Any,
     kwargs: Any,
     *,
-    enqueued_at: datetime,
+    enqueued_at: datetime | None,
     started_at: datetime | None = None,
     last_attempted_at: datetime | None = None,
     worker_ids: list[str] | None = None,

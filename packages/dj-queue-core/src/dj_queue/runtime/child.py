@@ -7,6 +7,8 @@ import logging
 import os
 import signal
 import sys
+from contextlib import suppress
+from importlib import import_module
 from types import FrameType
 
 from django.db import connections
@@ -43,6 +45,7 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
     try:
         runner = plan.make(supervisor_id)
         runner.parent = supervisor
+        title(f"dj_queue {plan.name}")
 
         def asked(number: int, frame: FrameType | None) -> None:
             runner.request_stop()
@@ -63,6 +66,12 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         os._exit(code)
+
+
+def title(text: str) -> None:
+    """Name the process for `ps`, where the package setproctitle is installed."""
+    with suppress(ImportError):
+        import_module("setproctitle").setproctitle(text)
 
 
 def _ignore_terminal(number: int, frame: FrameType | None) -> None:

@@ -22,7 +22,7 @@ from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery
-from dj_queue.runtime.child import fork
+from dj_queue.runtime.child import fork, title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
 from dj_queue.runtime.process import End, Runner, backoff
@@ -261,6 +261,11 @@ class ForkSupervisor(Supervisor):
         super().__init__(config, standalone=standalone)
         self._children: dict[int, Plan] = {}
         self._replaced: dict[str, int] = {}  # the pid that each name had last
+
+    def start(self) -> None:
+        if self.standalone:
+            title(f"dj_queue {self.name}")
+        super().start()
 
     def _start_runner(self, plan: Plan) -> None:
         pid = fork(plan, self.process_id)

@@ -60,6 +60,9 @@ class Worker(Runner):
             on_error=lambda error: report(config, error, "worker.execute"),
             name=name,
         )
+        # Every claim from the moment it is known until it is recorded or given back.
+        self._held: set[int] = set()
+        self._in_doubt = False
         self._unrecorded: list[execution.Job] = []
         self._returning: list[execution.Job] = []
         self._recorded = 0
@@ -81,12 +84,17 @@ class Worker(Runner):
     def connected(self) -> None:
         self._listening = self.config.listen_notify and self.dialect.listen(connections[self.config.database_alias])
         self._next_claim = 0.0
+        # The last connection may have broken between a claim's commit and our hearing of it.
+        self._in_doubt = self.process_id is not None
 
     def step(self) -> float:
         self._record()
         if self._worn_out():
             self.request_stop()
             return 0.0
+        if self._in_doubt and self.process_id is not None:
+            execution.release_strays(self.config, self.process_id, known=self._held)
+            self._in_doubt = False
         self._claim()
         self._give_back_stale()
         return self._pause()
@@ -95,8 +103,12 @@ class Worker(Runner):
         connection = connections[self.config.database_alias]
         if not self._listening or connection.connection is None:
             self.wakeup.wait(seconds)
-        elif self.wakeup.wait(seconds, self.dialect.socket(connection)):
-            self._hear()
+            return
+        try:
+            if self.wakeup.wait(seconds, self.dialect.socket(connection)):
+                self._hear()
+        except Exception as error:  # the driver's own errors: these calls do not go through Django
+            self.away(_lost(error))
 
     def drain(self) -> None:
         """Give back what was not started, wait for what runs, and record it; then give up the rest."""
@@ -133,6 +145,7 @@ class Worker(Runner):
             return
         jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
         self._measure_round_trip(time.monotonic() - now)
+        self._held.update(job.claim.id for job in jobs)
         for job in jobs:
             self._pool.submit(job)
         if jobs:
@@ -159,12 +172,9 @@ class Worker(Runner):
         return self.options.polling_interval * (_LISTENING_BACKOFF if self._listening else 1)
 
     def _hear(self) -> None:
-        try:
-            if self.config.alias in self.dialect.notified(connections[self.config.database_alias]):
-                self._next_claim = 0.0
-                self._idle_poll = _FIRST_POLL
-        except Exception as error:  # the driver's own errors: this call does not go through Django
-            self.away(_lost(error))
+        if self.config.alias in self.dialect.notified(connections[self.config.database_alias]):
+            self._next_claim = 0.0
+            self._idle_poll = _FIRST_POLL
 
     # ---- finish ----
 
@@ -179,6 +189,7 @@ class Worker(Runner):
             began = time.monotonic()
             recorded = execution.finish(self.config, self._unrecorded, worker=self.name)
             self._recorded += len(self._unrecorded)
+            self._held.difference_update(job.claim.id for job in self._unrecorded)
             self._unrecorded = []
             self._measure_round_trip(time.monotonic() - began)
             if recorded:
@@ -198,6 +209,7 @@ class Worker(Runner):
         # Kept until it is done, as with what is unrecorded.
         self._returning += self._pool.take_back()
         execution.release(self.config, self._returning)
+        self._held.difference_update(job.claim.id for job in self._returning)
         self._returning = []
         return 0.0
 
