@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,17 @@ import pytest
 
 from tests import databases
 
+
 def pytest_report_header() -> str:
     return f"database under test: {databases.VENDOR}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    # Tests log lone surrogates on purpose, and pytest-xdist cannot send them.
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
 
 
 def wait_until(condition: Callable[[], Any], *, seconds: float = 20, what: str = "") -> Any:
@@ -89,10 +99,8 @@ class Runtime:
 
     def close(self) -> None:
         """End every process of the group, whatever state it is in."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
         self.log.unlink(missing_ok=True)
 

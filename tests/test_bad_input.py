@@ -23,7 +23,7 @@ from dj_queue.models import ClaimedExecution, FailedExecution, Job, Semaphore
 from dj_queue.operations import execution
 from tests.project import tasks
 from tests.project.tasks import add, echo, one_per_key, return_given
-from tests.working import WORKER, claim, run, states, work
+from tests.working import WORKER, claim, name_case, run, states, work
 
 pytestmark = pytest.mark.django_db
 
@@ -117,7 +117,7 @@ def test_arguments_that_are_not_json(bad: str, where: str) -> None:
         (float("nan"), "nan"),
         ({"a": {5: 1}}, "key 5"),
     ],
-    ids=repr,
+    ids=name_case,
 )
 def test_the_error_names_the_task_and_the_place(value: Any, place: str) -> None:
     with pytest.raises(EnqueueError) as caught:
@@ -127,7 +127,7 @@ def test_the_error_names_the_task_and_the_place(value: Any, place: str) -> None:
 
 
 @needs_refusal_of_nul
-@pytest.mark.parametrize("value", ["a\0b", ["\0"], {"k": "\0"}, {"\0": 1}, b"\0"], ids=repr)
+@pytest.mark.parametrize("value", ["a\0b", ["\0"], {"k": "\0"}, {"\0": 1}, b"\0"], ids=name_case)
 @pytest.mark.parametrize("where", WHERE)
 def test_nul_is_refused_where_the_database_refuses_it(value: Any, where: str) -> None:
     with pytest.raises(EnqueueError, match="NUL"):
@@ -169,7 +169,7 @@ AWKWARD_VALUES: list[Any] = [
 ]
 
 
-@pytest.mark.parametrize("value", AWKWARD_VALUES, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("value", AWKWARD_VALUES, ids=name_case)
 def test_what_is_accepted_comes_back_as_it_went_in(value: Any) -> None:
     result = return_given.enqueue(value)
     fetched = default_task_backend.get_result(result.id)
@@ -301,7 +301,7 @@ def failure_of(result: TaskResult) -> FailedExecution:
         (tasks.raise_given, ["ValueError", "%s {x}\n"], "builtins.ValueError", "%s {x}\n"),
         (tasks.raise_from_cause, [], "builtins.ValueError", "the effect"),
     ],
-    ids=str,
+    ids=name_case,
 )
 def test_exceptions(task: Any, args: list[Any], exception_class: str, message: str) -> None:
     result = task.enqueue(*args)
@@ -347,7 +347,7 @@ def test_the_cause_is_in_the_traceback() -> None:
         (tasks.return_huge_int, [], "digits"),
         pytest.param(tasks.return_nul, [], "NUL", marks=needs_refusal_of_nul),
     ],
-    ids=str,
+    ids=name_case,
 )
 def test_return_values_that_cannot_be_stored(task: Any, args: list[Any], text: str) -> None:
     result = task.enqueue(*args)
@@ -506,7 +506,7 @@ def test_concurrency_options_that_are_wrong(options: Callable[..., None], bad: s
 @pytest.mark.parametrize(
     ("args", "kwargs"), [([], {}), ([1], {}), ([1, 2, 3], {}), ([1], {"a": 1, "b": 2}), ([1, 2], {"c": 3})]
 )
-@pytest.mark.parametrize("key", ["constant", "{a}", lambda *args, **kwargs: "k"], ids=str)
+@pytest.mark.parametrize("key", ["constant", "{a}", lambda *args, **kwargs: "k"], ids=name_case)
 def test_a_key_needs_arguments_that_fit_the_task(
     options: Callable[..., None], key: Any, args: list[Any], kwargs: dict[str, Any]
 ) -> None:
@@ -530,7 +530,7 @@ def test_a_key_needs_arguments_that_fit_the_task(
         ({"on_conflict": None}, "1"),
         ({"on_conflict": "discard"}, "1"),
     ],
-    ids=str,
+    ids=name_case,
 )
 def test_concurrency_options_that_are_right(options: Callable[..., None], given: dict[str, Any], key: str) -> None:
     options(**{"concurrency_key": "{a}", "concurrency_limit": 1, **given})

@@ -57,9 +57,7 @@ def test_all_checks_are_registered_under_a_tag():
         assert "dj_queue.E001" in ids(django_checks.run_checks(tags=[checks.TAG]))
     ours = {check for check in vars(checks) if check.startswith("check_")}
     registered = {
-        check.__name__
-        for check in django_checks.registry.registry.registered_checks
-        if checks.TAG in check.tags
+        check.__name__ for check in django_checks.registry.registry.registered_checks if checks.TAG in check.tags
     }
     assert registered == ours
 
@@ -177,9 +175,7 @@ def installed(monkeypatch):
     return install
 
 
-@pytest.mark.parametrize(
-    "files", [["dj_queue/__init__.py", "dj_queue-0.6.0.dist-info/RECORD"], None]
-)
+@pytest.mark.parametrize("files", [["dj_queue/__init__.py", "dj_queue-0.6.0.dist-info/RECORD"], None])
 def test_the_predecessor_beside_core_is_an_error(files, installed):
     installed(files)
     (error,) = checks.check_distributions()

@@ -79,8 +79,7 @@ def mistakes(options=None, *, env=None, alias="default", others=None, **override
         )
     first, *lines, last = str(caught.value).splitlines()
     assert first == (
-        f"dj-queue cannot use the configuration of {alias!r} "
-        f"({len(lines)} mistake{'s' if len(lines) > 1 else ''}):"
+        f"dj-queue cannot use the configuration of {alias!r} ({len(lines)} mistake{'s' if len(lines) > 1 else ''}):"
     )
     assert last == "Correct each line above, then verify with `python manage.py check`."
     assert all(line.startswith("  ") for line in lines)
@@ -263,23 +262,17 @@ def each(values, option, text):
 
 
 def each_in(values, outer, inner, text):
-    return [
-        ({outer: {inner: value}}, f'["{outer}"]["{inner}"]: {text} {value!r}') for value in values
-    ]
+    return [({outer: {inner: value}}, f'["{outer}"]["{inner}"]: {text} {value!r}') for value in values]
 
 
 def each_worker(values, inner, text):
-    return [
-        ({"workers": [{}, {inner: value}]}, f'["workers"][1]["{inner}"]: {text} {value!r}')
-        for value in values
-    ]
+    return [({"workers": [{}, {inner: value}]}, f'["workers"][1]["{inner}"]: {text} {value!r}') for value in values]
 
 
 def each_recurring(values, inner, text, after=""):
     place = f'["recurring"]["nightly"]["{inner}"]'
     return [
-        ({"recurring": {"nightly": {**NIGHTLY, inner: value}}}, f"{place}: {text} {value!r}{after}")
-        for value in values
+        ({"recurring": {"nightly": {**NIGHTLY, inner: value}}}, f"{place}: {text} {value!r}{after}") for value in values
     ]
 
 
@@ -358,9 +351,7 @@ def test_a_long_value_is_shortened():
     assert line == f'{HOME}["clear_failed_jobs_after"]: {AGE} 1{"0" * 76}...'
 
 
-@pytest.mark.parametrize(
-    "expression", ["", "x", "* * * *", "60 * * * *", "@reboot", "H * * * *", "* * * * * * * *"]
-)
+@pytest.mark.parametrize("expression", ["", "x", "* * * *", "60 * * * *", "@reboot", "H * * * *", "* * * * * * * *"])
 def test_a_schedule_croniter_refuses(expression):
     if expression:
         (line,) = mistakes({"recurring": {"n": {**NIGHTLY, "schedule": expression}}})
@@ -401,9 +392,9 @@ def test_a_schedule_croniter_knows(expression):
         ({"Database-Alias": 1}, '["Database-Alias"]: expected a known option, got 1; did you mean \'database_alias\'?'),
         ({"workers": [{"thread": 4}]}, '["workers"][0]["thread"]: expected a known option, got 4; did you mean \'threads\'?'),
         ({"workers": {"THREADS": 4}}, '["workers"]["THREADS"]: expected a known option, got 4; did you mean \'threads\'?'),
-        ({"workers": {"café x": 4}}, '["workers"]["café x"]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\''),
-        ({"workers": {"zzz": 4}}, '["workers"]["zzz"]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\''),
-        ({"workers": {7: 4}}, '["workers"][7]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\''),
+        ({"workers": {"café x": 4}}, '["workers"]["café x"]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\', \'recycle_after_jobs\', \'recycle_above_mib\''),
+        ({"workers": {"zzz": 4}}, '["workers"]["zzz"]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\', \'recycle_after_jobs\', \'recycle_above_mib\''),
+        ({"workers": {7: 4}}, '["workers"][7]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\', \'recycle_after_jobs\', \'recycle_above_mib\''),
         ({"scheduler": {"dynamic_task_enabled": True}}, '["scheduler"]["dynamic_task_enabled"]: expected a known option, got True; did you mean \'dynamic_tasks_enabled\'?'),
         ({"dispatchers": {"batchsize": 1}}, '["dispatchers"]["batchsize"]: expected a known option, got 1; did you mean \'batch_size\'?'),
         ({"recurring": {"a.b": {**NIGHTLY, "key_words": {}}}}, '["recurring"]["a.b"]["key_words"]: expected a known option, got {}; known here: \'task_path\', \'schedule\', \'args\', \'kwargs\', \'queue_name\', \'priority\', \'description\', \'timezone\''),
@@ -462,9 +453,7 @@ def test_the_database_has_to_exist():
         f"{place}: expected one of {known}, got 'elsewher' (did you mean 'elsewhere'?)"
     ]
     assert mistakes({"database_alias": None}) == [f"{place}: expected one of {known}, got None"]
-    assert mistakes({"database_alias": ["default"]}) == [
-        f"{place}: expected one of {known}, got ['default']"
-    ]
+    assert mistakes({"database_alias": ["default"]}) == [f"{place}: expected one of {known}, got ['default']"]
 
 
 def test_the_error_callback_has_to_be_importable(monkeypatch):
@@ -569,7 +558,7 @@ def test_async_workers_have_one_process():
         found = load_config(tasks=tasks(options), env={})
     assert found.workers == (WorkerConfig(threads=2), WorkerConfig())
     assert caught[0].filename == __file__
-    with pytest.warns(UserWarning):
+    with pytest.warns(UserWarning, match="async mode"):
         assert load({"workers": {"processes": 4}}, mode="async").workers[0].processes == 1
 
 
@@ -630,9 +619,7 @@ def test_a_file_beats_settings_and_settings_beat_defaults(option, yaml_file):
     other = getattr(load({option: OTHER_VALUES[option]}), option)
     assert other != getattr(load(), option)
     flat = yaml_file(yaml.safe_dump({option: OTHER_VALUES[option]}), "flat.yml")
-    nested = yaml_file(
-        yaml.safe_dump({"backends": {"default": {option: OTHER_VALUES[option]}}}), "nested.yml"
-    )
+    nested = yaml_file(yaml.safe_dump({"backends": {"default": {option: OTHER_VALUES[option]}}}), "nested.yml")
     # A value in the settings that the file replaces is never even read.
     for settings_value in ({}, {option: object()}):
         for file in (flat, nested):
@@ -692,9 +679,7 @@ def test_skip_recurring_is_no_option():
 
 def test_mistakes_in_the_mode_name_their_source():
     expected = "expected one of 'fork', 'async', got"
-    assert mistakes(env={"DJ_QUEUE_MODE": "forks"}) == [
-        f"DJ_QUEUE_MODE: {expected} 'forks' (did you mean 'fork'?)"
-    ]
+    assert mistakes(env={"DJ_QUEUE_MODE": "forks"}) == [f"DJ_QUEUE_MODE: {expected} 'forks' (did you mean 'fork'?)"]
     assert mistakes(mode="x") == [f"--mode: {expected} 'x'"]
 
 
@@ -809,9 +794,7 @@ def test_what_is_no_yaml_at_all(content, yaml_file):
 def test_an_unreadable_file(tmp_path):
     missing = str(tmp_path / "missing.yml")
     expected = "expected a readable YAML file, got"
-    assert mistakes(config_file=missing) == [
-        f"--config: {expected} {missing!r} (No such file or directory)"
-    ]
+    assert mistakes(config_file=missing) == [f"--config: {expected} {missing!r} (No such file or directory)"]
     assert mistakes(env={"DJ_QUEUE_CONFIG": str(tmp_path)}) == [
         f"DJ_QUEUE_CONFIG: {expected} {str(tmp_path)!r} (Is a directory)"
     ]
@@ -826,9 +809,7 @@ def test_a_forbidden_file(yaml_file):
 
 def test_mistakes_of_settings_and_file_come_together(yaml_file):
     file = yaml_file("backends: {nobody: {}, default: {mode: x}}")
-    assert [
-        line.split(": expected")[0] for line in mistakes({"surprise": 1}, config_file=file)
-    ] == [
+    assert [line.split(": expected")[0] for line in mistakes({"surprise": 1}, config_file=file)] == [
         f"{file}: backends.nobody",
         f'{HOME}["surprise"]',
         f"{file}: backends.default.mode",
@@ -930,9 +911,7 @@ def test_an_activated_configuration_answers_until_reset():
 
 
 def test_a_file_with_backends_governs_every_alias_of_the_process(yaml_file, monkeypatch):
-    file = yaml_file(
-        "backends: {default: {shutdown_timeout: 9}, mail: {database_alias: elsewhere}}"
-    )
+    file = yaml_file("backends: {default: {shutdown_timeout: 9}, mail: {database_alias: elsewhere}}")
     monkeypatch.chdir(Path(file).parent)
     with override_settings(TASKS=tasks({}, mail=OURS)):
         assert backend_config("mail").database_alias == "default"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from dj_queue.exceptions import DjQueueError, NotJSONError
 from dj_queue.serialization import ErrorRecord, JSONLimits, describe, dump, normalize, storable
+from tests.working import name_case
 
 WIDE = JSONLimits(depth=500)
 NARROW = JSONLimits(depth=3, nul=False)
@@ -53,7 +54,7 @@ class TestNormalize:
             (-1e23, -99999999999999991611392),
             (9.9e15, 9.9e15),
         ],
-        ids=repr,
+        ids=name_case,
     )
     def test_becomes_plain_json(self, value: Any, expected: Any) -> None:
         found = normalize(value, WIDE)
@@ -75,7 +76,7 @@ class TestNormalize:
         ("value", "text"),
         [
             ({1}, "the value is a set"),
-            ([1, object()], "[1] is a object"),
+            ([1, Ellipsis], "[1] is a ellipsis"),
             ({"a": [0, {"b": 1j}]}, "['a'][1]['b'] is a complex"),
             (lazystr("lazy"), "__proxy__"),
             (float("nan"), "nan"),
@@ -107,7 +108,7 @@ class TestNormalize:
             ({"a": [{"b": []}]}, False),
             ([1, [2, [3, []]]], False),
         ],
-        ids=repr,
+        ids=name_case,
     )
     def test_depth_is_limited(self, value: Any, fits: bool) -> None:
         if fits:
@@ -122,7 +123,7 @@ class TestNormalize:
         with pytest.raises(NotJSONError, match="deeper"):
             normalize(mapping, WIDE)
 
-    @pytest.mark.parametrize("value", ["a\0", {"\0": 1}, [b"\0"]], ids=repr)
+    @pytest.mark.parametrize("value", ["a\0", {"\0": 1}, [b"\0"]], ids=name_case)
     def test_nul_depends_on_the_database(self, value: Any) -> None:
         with pytest.raises(NotJSONError, match="NUL"):
             normalize(value, NARROW)

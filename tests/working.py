@@ -1,5 +1,6 @@
 """Do a worker's work in the test's own thread, and look at what it left."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -59,3 +60,8 @@ def states() -> Counter[str]:
         assert job.status == rows[0]
         found[rows[0]] += 1
     return found
+
+
+def name_case(value: object) -> str:
+    """The name of a parametrized case, the same in every process that collects it."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value) if isinstance(value, str) else repr(value))[:60]

@@ -212,14 +212,9 @@ class TestSecondSignal:
         running, _ = busy(mode)
         children = list(Process.objects.exclude(pid=running.pid).values_list("pid", flat=True))
 
-        def ended():
-            for _ in range(50):
-                if running.process.poll() is None:
-                    os.killpg(running.pid, signal.SIGTERM)
-                    os.killpg(running.pid, signal.SIGINT)
-            return running.process.poll() is not None
-
-        wait_until(ended)
+        for _ in range(100):
+            os.killpg(running.pid, signal.SIGTERM)
+            os.killpg(running.pid, signal.SIGINT)
         assert running.wait() in (0, 3)
         assert not any(map(alive, children))
         assert_nothing_left()
