@@ -1,0 +1,35 @@
+# Everything here goes through bin/uv, which finds uv or installs it into .cache/.
+UV := bin/uv
+PYTEST := $(UV) run pytest -q -n 2
+
+.PHONY: help demo test gates format lock clean
+
+help: ## Show this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+demo: ## A thousand jobs on a fresh SQLite file, through a real runtime
+	@$(UV) run --quiet --no-default-groups python -m demo
+
+test: ## The whole suite on SQLite, then on a PostgreSQL of its own; both always run
+	@failed=; for database in sqlite postgres; do \
+		echo "== $$database"; \
+		DJ_QUEUE_TEST_DB=$$database $(PYTEST) || failed="$$failed $$database"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
+
+gates: ## Format, lint, types, layers
+	$(UV) run ruff format --check
+	$(UV) run ruff check
+	$(UV) run mypy
+	$(UV) run pyright
+	$(UV) run lint-imports
+
+format: ## Format and fix what can be fixed
+	$(UV) run ruff format
+	$(UV) run ruff check --fix
+
+lock: ## Resolve the lock file anew
+	$(UV) lock
+
+clean: ## Remove what the targets above have made
+	rm -rf .venv .cache .tox .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis dist
