@@ -1,0 +1,1 @@
+"""`make demo`: a thousand jobs on a fresh SQLite file, through a real runtime."""
