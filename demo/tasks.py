@@ -1,6 +1,7 @@
 """The demo's tasks."""
 
 import asyncio
+
 from django.tasks import TaskContext, task
 
 

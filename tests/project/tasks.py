@@ -8,6 +8,7 @@ from typing import Any
 
 from django.tasks import TaskContext, task
 
+from dj_queue.api import concurrency
 from tests.project.models import Run
 
 
@@ -277,3 +278,42 @@ def wait_in_slot(key: str, release: str, path: str, line: str) -> None:
 for _slotted in (crash_in_slot, line_in_slot, wait_in_slot):
     _slotted.func.concurrency_key = "slot:{key}"
     _slotted.func.concurrency_limit = 1
+
+
+# ---- for tests of the work semantics ----------------------------------------------------------------
+
+TWO_PER_KEY = {"key": "two:{key}", "limit": 2}
+
+
+@concurrency(**TWO_PER_KEY)
+@task
+def two_per_key(key: str) -> str:
+    return key
+
+
+@task
+@concurrency(**TWO_PER_KEY, on_conflict="discard")
+def two_or_none(key: str) -> str:
+    """Shares its semaphores with `two_per_key`."""
+    return key
+
+
+@concurrency(key="three:{key}", limit=3)
+@task
+def three_per_key(key: str) -> str:
+    return key
+
+
+@concurrency(key="record:{key}", limit=2)
+@task
+def record_overlap(key: str, path: str, seconds: float) -> None:
+    """Leave a line when it begins and one when it ends."""
+    append_line.func(path, f"+ {time.monotonic_ns()}")
+    time.sleep(seconds)
+    append_line.func(path, f"- {time.monotonic_ns()}")
+
+
+@concurrency(key="hot", limit=1)
+@task
+def hot(path: str, line: str) -> None:
+    append_line.func(path, line)

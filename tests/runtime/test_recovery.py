@@ -30,6 +30,13 @@ MISSING = "dj_queue.exceptions.ProcessMissingError"
 WATCHFUL = {"process_heartbeat_interval": 0.2, "process_alive_threshold": 2}
 ONE_THREAD = {"workers": {"threads": 1, "polling_interval": 0.05}}
 
+# A worker that claims twenty jobs more than it has threads: what is prefetched here is not left to timing.
+EAGER = """
+from dj_queue.runtime.worker import Worker
+
+Worker._room = lambda worker: max(0, worker.options.threads + 20 - worker._pool.unfinished)
+"""
+
 
 def enqueue(*calls):
     """Store `(task, *args)`, all in one statement, so that a worker sees all or none."""
@@ -66,12 +73,12 @@ def assert_inspectable(job_id, error, message, *, worker="worker-1"):
 
 
 class TestKilledWorker:
-    def test_running_jobs_fail_and_prefetched_jobs_go_on(self, runtime, tmp_path):
+    def test_running_jobs_fail_and_prefetched_jobs_go_on(self, runtime, project, tmp_path):
         ran = tmp_path / "ran"
-        enqueue(*shorts(ran, "before", 150))  # of which the worker learns how much to claim ahead
+        enqueue(*shorts(ran, "before", 150))
         (killer,) = enqueue((tasks.kill_own_process,))
         enqueue(*shorts(ran, "after", 150))
-        running = runtime(options=ONE_THREAD)
+        running = runtime(options=ONE_THREAD, environment=project(EAGER))
         wait_settled()
         counts = Counts("kill -9 of a worker", ran, running)
         # Jobs that had run, and were not recorded yet, fail with it: they may have done anything.
@@ -81,8 +88,7 @@ class TestKilledWorker:
         assert (counts["jobs"], counts["doubled"]) == (301, 0)
         assert counts["finished"] + counts["failed"] == 301
         assert set(failed_labels()) <= set(lines(ran)), "a job that was not started has failed"
-        # Otherwise nothing was prefetched, and this test has shown less than it says.
-        assert counts["given_back"] > 0
+        assert 0 < counts["given_back"] <= 20
         assert len(lines(ran)) == 300
         assert "killed by SIGKILL" in running.output
         assert "process.replaced" in running.output
@@ -218,9 +224,8 @@ class TestKilledTogether:
         assert counts["finished"] + counts["failed"] == 301
         assert set(finished_labels()) <= set(lines(ran))
         assert "process.pruned" in second.output
-        assert set(
-            Process.objects.exclude(name__startswith="supervisor").values_list("supervisor__pid", flat=True)
-        ) == {second.pid}
+        others = Process.objects.exclude(kind="Supervisor")
+        wait_until(lambda: set(others.values_list("supervisor__pid", flat=True)) == {second.pid})
         assert second.stop() == 0
         assert not Process.objects.exists()
 

@@ -17,7 +17,11 @@ from dj_queue.runtime.plan import Plan
 from dj_queue.runtime.process import End
 from dj_queue.thread_errors import report
 
-_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+# A supervisor's word to a child that it is to wait for nothing. Not a second SIGTERM: where the whole
+# process group is told to stop, as systemd does, a child hears that from its supervisor as well.
+HURRY = signal.SIGUSR1
+
+_HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, HURRY)
 
 
 def fork(plan: Plan, supervisor_id: int | None) -> int:
@@ -48,9 +52,10 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         title(f"dj_queue {plan.name}")
 
         def asked(number: int, frame: FrameType | None) -> None:
-            runner.request_stop()
+            runner.request_stop(hurry=number == HURRY)
 
         signal.signal(signal.SIGTERM, asked)
+        signal.signal(HURRY, asked)
         signal.signal(signal.SIGINT, _ignore_terminal)
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)

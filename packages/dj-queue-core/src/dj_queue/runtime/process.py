@@ -6,7 +6,7 @@ import logging
 import os
 import random
 import socket
-import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
@@ -32,6 +32,8 @@ DATABASE_AWAY = (OperationalError, InterfaceError)
 # Seconds between attempts while the database is away: doubled each time, with jitter.
 _FIRST_RETRY = 0.1
 _LONGEST_RETRY = 10.0
+# Seconds within which a child notices that its supervisor is gone, however rarely it looks for work.
+_LOOK_AFTER_PARENT = 2.0
 
 
 class End(IntEnum):
@@ -64,8 +66,9 @@ class Runner(ABC):
         self.end = End.DRAINED
         self.lease = Lease(config.process_alive_threshold)
         self.wakeup = Wakeup()
-        self._stopping = threading.Event()
-        self._hurried = threading.Event()
+        # Plain flags: a signal handler must not wait for a lock that the interrupted code may hold.
+        self._stopping = False
+        self._hurried = False
         self._failures = 0
 
     @property
@@ -79,17 +82,16 @@ class Runner(ABC):
 
     @property
     def stopping(self) -> bool:
-        return self._stopping.is_set()
+        return self._stopping
 
     @property
     def hurried(self) -> bool:
-        return self._hurried.is_set()
+        return self._hurried
 
-    def request_stop(self) -> None:
-        """Ask the loop to end; asked again, to wait for nothing. Returns at once; safe in a signal handler."""
-        if self._stopping.is_set():
-            self._hurried.set()
-        self._stopping.set()
+    def request_stop(self, *, hurry: bool = False) -> None:
+        """Ask the loop to end, with `hurry` to wait for nothing. Returns at once; safe in a signal handler."""
+        self._hurried = self._hurried or hurry
+        self._stopping = True
         self.wakeup.set()
 
     def run(self) -> End:
@@ -104,7 +106,7 @@ class Runner(ABC):
             with Heartbeat(self.config, kind, self.process_id, self.lease, self.lapse):
                 try:
                     while not self.stopping and not self._orphaned():
-                        self.sleep(self.attempt(self.step))
+                        self._rest(self.attempt(self.step))
                 finally:
                     # Also after a crash: what was claimed and not started is given back.
                     hooks.run_hooks(f"{kind}.stop", self, self.config)
@@ -128,8 +130,7 @@ class Runner(ABC):
             # What its threads run can be ended only with the process.
             os._exit(End.LAPSED)
         self.end = End.LAPSED
-        self.request_stop()
-        self.request_stop()
+        self.request_stop(hurry=True)
 
     def sleep(self, seconds: float) -> None:
         self.wakeup.wait(seconds)
@@ -172,7 +173,7 @@ class Runner(ABC):
             self.connected()
 
     def _register_until_stopped(self) -> None:
-        while not self.stopping and self.process_id is None:
+        while not self.stopping and not self._orphaned() and self.process_id is None:
             wait = self.attempt(self._register)
             if self.process_id is None:
                 self.sleep(wait)
@@ -187,6 +188,7 @@ class Runner(ABC):
             metadata=self.metadata,
             supervisor_id=self.supervisor,
         )
+        self.board.process_id = self.process_id
         self.lease = Lease(self.config.process_alive_threshold)
         return 0.0
 
@@ -194,6 +196,16 @@ class Runner(ABC):
         assert self.process_id is not None
         processes.deregister(self.config, self.process_id)
         return 0.0
+
+    def _rest(self, seconds: float) -> None:
+        """Sleep, and look now and then whether the supervisor is still there."""
+        end = time.monotonic() + seconds
+        while True:
+            look = min(end, time.monotonic() + _LOOK_AFTER_PARENT)
+            self.sleep(look - time.monotonic())
+            # Before its time it was woken.
+            if look == end or time.monotonic() < look or self._orphaned():
+                return
 
     def _orphaned(self) -> bool:
         return self.parent is not None and os.getppid() != self.parent

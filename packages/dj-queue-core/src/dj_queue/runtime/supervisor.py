@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import socket
@@ -13,6 +14,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import FrameType
 from typing import Any, NamedTuple, Self
 
@@ -22,7 +24,7 @@ from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery
-from dj_queue.runtime.child import fork, title
+from dj_queue.runtime.child import HURRY, fork, title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
 from dj_queue.runtime.process import End, Runner, backoff
@@ -60,7 +62,10 @@ class Supervisor(ABC):
         self._waiting: list[Plan] = []  # for their start
         self._unsettled: list[Ended] = []
         self._wakeup = Wakeup()
-        self._stopping = threading.Event()
+        # Plain values: a signal handler must not wait for a lock that the interrupted code may hold.
+        self._stopping = False
+        self._stop_by = math.inf  # on the monotonic clock
+        self._hurried = False
         self._failures = 0
         self._next_beat = 0.0
         self._next_settlement = 0.0
@@ -119,7 +124,7 @@ class Supervisor(ABC):
 
     def stop(self) -> None:
         """Stop every runner, wait for what they bring to an end, settle the rest, deregister."""
-        self._stopping.set()
+        self._stopping = True
         hooks.run_hooks("supervisor.stop", self, self.config)
         self._stop_runners()
         self._next_settlement = 0.0
@@ -137,7 +142,7 @@ class Supervisor(ABC):
             before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             try:
                 self.start()
-                while not self._stopping.is_set():
+                while not self._stopping:
                     self.poll_once()
                     self._wakeup.wait(self.polling_interval)
             finally:
@@ -199,16 +204,18 @@ class Supervisor(ABC):
                 self._next_settlement = time.monotonic() + backoff(self._failures)
                 return
             self._unsettled.pop(0)
-            if not self._stopping.is_set():
+            if not self._stopping:
                 ended.plan.ended(failed=ended.end is not End.DRAINED)
                 self._waiting.append(ended.plan)
 
     def _settle_one(self, ended: Ended) -> None:
-        if ended.end is End.UNFINISHED:
+        if self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
             self.unfinished = True
         if ended.end is End.DRAINED or self.process_id is None:
             return
-        process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
+        process_id = ended.plan.board.process_id or processes.find(
+            self.config, name=ended.plan.name, supervisor_id=self.process_id
+        )
         if process_id is not None:
             recovery.process_ended(
                 self.config,
@@ -245,10 +252,22 @@ class Supervisor(ABC):
         self._failures = 0
         return True
 
+    def _set_stop_by(self) -> None:
+        """From now on, runners have their time and no more; hurried ones the grace."""
+        patience = 0.0 if self._hurried else self.config.shutdown_timeout
+        self._stop_by = time.monotonic() + patience + GRACE
+
+    @property
+    def _cut_short(self) -> End:
+        """How a runner counts that did not end by itself."""
+        return End.HURRIED if self._hurried else End.UNFINISHED
+
     def _asked(self, number: int, frame: FrameType | None) -> None:
-        if self._stopping.is_set():
+        if self._stopping:
+            self._hurried = True
+            self._stop_by = min(self._stop_by, time.monotonic() + GRACE)
             self._hurry()
-        self._stopping.set()
+        self._stopping = True
         self._wakeup.set()
 
 
@@ -281,26 +300,26 @@ class ForkSupervisor(Supervisor):
             if done:
                 plan = self._children.pop(pid)
                 end = _end(status)
-                if end is not End.DRAINED and not self._stopping.is_set():
+                if end is not End.DRAINED and not self._stopping:
                     logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, _describe(status))
                 ended.append(Ended(plan, end, pid))
         return ended
 
     def _stop_runners(self) -> None:
         self._signal_children(signal.SIGTERM)
-        deadline = time.monotonic() + self.config.shutdown_timeout + GRACE
-        while self._children and time.monotonic() < deadline:
+        self._set_stop_by()
+        while self._children and time.monotonic() < self._stop_by:
             self._unsettled += self._ended()
             self._wakeup.wait(0.02)
         self._signal_children(signal.SIGKILL)
         for pid, plan in self._children.items():
             os.waitpid(pid, 0)
             logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
-            self._unsettled.append(Ended(plan, End.UNFINISHED, pid))
+            self._unsettled.append(Ended(plan, self._cut_short, pid))
         self._children = {}
 
     def _hurry(self) -> None:
-        self._signal_children(signal.SIGTERM)
+        self._signal_children(HURRY)
 
     def _quit(self, number: int, frame: FrameType | None) -> None:
         self._signal_children(signal.SIGKILL)
@@ -308,7 +327,8 @@ class ForkSupervisor(Supervisor):
 
     def _signal_children(self, number: int) -> None:
         for pid in list(self._children):
-            os.kill(pid, number)
+            with suppress(ProcessLookupError):  # reaped, and a handler came in between
+                os.kill(pid, number)
 
 
 class AsyncSupervisor(Supervisor):
@@ -335,17 +355,18 @@ class AsyncSupervisor(Supervisor):
     def _stop_runners(self) -> None:
         for runner, _ in self._threads.values():
             runner.request_stop()
-        deadline = time.monotonic() + self.config.shutdown_timeout + GRACE
+        self._set_stop_by()
         for plan, (_, thread) in self._threads.items():
-            thread.join(max(0.0, deadline - time.monotonic()))
+            while thread.is_alive() and time.monotonic() < self._stop_by:
+                thread.join(0.02)
             if thread.is_alive():
                 logger.error("dj_queue %s did not stop in time", plan.name)
-                self._unsettled.append(Ended(plan, End.UNFINISHED))
+                self._unsettled.append(Ended(plan, self._cut_short))
         self._unsettled += self._ended()
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():
-            runner.request_stop()
+            runner.request_stop(hurry=True)
 
     def _quit(self, number: int, frame: FrameType | None) -> None:
         os._exit(1)

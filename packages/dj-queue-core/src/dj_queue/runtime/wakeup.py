@@ -31,11 +31,12 @@ class Wakeup:
         """
         with self._also(descriptor):
             ready = self._poll.poll(max(0.0, seconds) * 1000)
-        # Cleared before the caller looks for work: a set() that comes after this is seen next time.
-        self._sent = False
         with suppress(BlockingIOError):
             while self._reader.recv(4096):
                 pass
+        # Only now, or a set() in between would leave the flag up and no byte behind it. It comes before
+        # the caller looks for work: what was set until here is found there, what is set later wakes.
+        self._sent = False
         return any(fd == descriptor for fd, _ in ready)
 
     def close(self) -> None:

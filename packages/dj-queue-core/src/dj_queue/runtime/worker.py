@@ -89,12 +89,9 @@ class Worker(Runner):
 
     def step(self) -> float:
         self._record()
+        self._release_strays()
         if self._worn_out():
-            self.request_stop()
-            return 0.0
-        if self._in_doubt and self.process_id is not None:
-            execution.release_strays(self.config, self.process_id, known=self._held)
-            self._in_doubt = False
+            return self._retire()
         self._claim()
         self._give_back_stale()
         return self._pause()
@@ -206,12 +203,18 @@ class Worker(Runner):
             self._seconds = None
 
     def _give_back(self) -> float:
+        self._release_strays()
         # Kept until it is done, as with what is unrecorded.
         self._returning += self._pool.take_back()
         execution.release(self.config, self._returning)
         self._held.difference_update(job.claim.id for job in self._returning)
         self._returning = []
         return 0.0
+
+    def _release_strays(self) -> None:
+        if self._in_doubt and self.process_id is not None:
+            execution.release_strays(self.config, self.process_id, known=self._held)
+            self._in_doubt = False
 
     # ---- recycle ----
 
@@ -221,6 +224,13 @@ class Worker(Runner):
             return False
         jobs, mib = self.options.recycle_after_jobs, self.options.recycle_above_mib
         return bool(jobs and self._recorded >= jobs) or bool(mib and _resident_mib() > mib)
+
+    def _retire(self) -> float:
+        """Claim no more, and end once what runs has ended, however long that takes: no deploy waits for it."""
+        self._give_back()
+        if not self._pool.busy:
+            self.request_stop()
+        return self._longest_poll()
 
     # ---- measure ----
 
