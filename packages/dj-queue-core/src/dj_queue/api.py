@@ -1,9 +1,15 @@
-"""What application code calls beside Django's own task verbs."""
+"""What application code calls beside Django's own task verbs.
 
-from collections.abc import Callable
+Task modules import this, perhaps before Django's apps are ready: models are imported only inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+from uuid import UUID
 
 from asgiref.sync import sync_to_async
 from django.db import transaction
@@ -11,14 +17,9 @@ from django.db import transaction
 from dj_queue.annotations import AnyTask
 from dj_queue.backend import DjQueueBackend
 from dj_queue.config import BackendConfig, backend_config
-from dj_queue.operations import jobs, queues, recurring
-from dj_queue.operations.stored import (
-    clear_queue,
-    discard_failed_job,
-    discard_failed_jobs,
-    retry_failed_job,
-    retry_failed_jobs,
-)
+
+if TYPE_CHECKING:
+    from dj_queue.models import Job, RecurringTask
 
 __all__ = [
     "QueueInfo",
@@ -36,12 +37,6 @@ __all__ = [
     "unschedule_recurring_task",
 ]
 
-schedule_recurring_task = recurring.schedule
-unschedule_recurring_task = recurring.unschedule
-aschedule_recurring_task = sync_to_async(recurring.schedule, thread_sensitive=True)
-aunschedule_recurring_task = sync_to_async(recurring.unschedule, thread_sensitive=True)
-aretry_failed_job = sync_to_async(retry_failed_job, thread_sensitive=True)
-
 
 def enqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwargs: Any) -> None:
     """Enqueue when the current transaction commits; at once if there is none; never if it rolls back.
@@ -49,6 +44,8 @@ def enqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwa
     `using` is the database alias whose commit is awaited, `default` if not given. The arguments are
     checked and copied now: `EnqueueError` is raised here, and not after the commit.
     """
+    from dj_queue.operations import jobs
+
     backend = task.get_backend()
     backend.validate_task(task)
     if isinstance(backend, DjQueueBackend):
@@ -88,6 +85,85 @@ def concurrency[T](
     return decorate
 
 
+def schedule_recurring_task(
+    *,
+    key: str,
+    task_path: str,
+    schedule: str,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    queue_name: str = "default",
+    priority: int = 0,
+    description: str = "",
+    timezone: str | None = None,
+    backend_alias: str = "default",
+) -> RecurringTask:
+    """Create or change a recurring task at run time; it begins with its next tick.
+
+    `schedule` is a cron expression, read in `timezone`, or in the project's. Tasks made here run only with the
+    option `scheduler.dynamic_tasks_enabled`. Raises `ValidationError` with everything that is wrong, and for a
+    task that the settings define.
+    """
+    from dj_queue.operations import recurring
+
+    return recurring.schedule(
+        key=key,
+        task_path=task_path,
+        schedule=schedule,
+        args=args,
+        kwargs=kwargs,
+        queue_name=queue_name,
+        priority=priority,
+        description=description,
+        timezone=timezone,
+        backend_alias=backend_alias,
+    )
+
+
+def unschedule_recurring_task(key: str, *, backend_alias: str = "default") -> int:
+    """Delete a recurring task made at run time; return 1, or 0 if there is none or the settings define it."""
+    from dj_queue.operations import recurring
+
+    return recurring.unschedule(key, backend_alias=backend_alias)
+
+
+def retry_failed_job(job_id: UUID | str, *, backend_alias: str = "default") -> Job:
+    """Let a failed job run again. Raises `FailedExecution.DoesNotExist` if it is not failed."""
+    from dj_queue.operations import stored
+
+    return stored.retry_failed_job(job_id, backend_alias=backend_alias)
+
+
+def retry_failed_jobs(
+    *, job_ids: Iterable[UUID | str] | None = None, batch_size: int = 500, backend_alias: str = "default"
+) -> int:
+    """Let failed jobs run again, all of the alias or those given; return how many."""
+    from dj_queue.operations import stored
+
+    return stored.retry_failed_jobs(job_ids=job_ids, batch_size=batch_size, backend_alias=backend_alias)
+
+
+def discard_failed_job(job_id: UUID | str, *, backend_alias: str = "default") -> int:
+    """Delete a failed job; return 1, or 0 if it is not failed."""
+    from dj_queue.operations import stored
+
+    return stored.discard_failed_job(job_id, backend_alias=backend_alias)
+
+
+def discard_failed_jobs(
+    *, job_ids: Iterable[UUID | str] | None = None, batch_size: int = 500, backend_alias: str = "default"
+) -> int:
+    """Delete failed jobs, all of the alias or those given; return how many."""
+    from dj_queue.operations import stored
+
+    return stored.discard_failed_jobs(job_ids=job_ids, batch_size=batch_size, backend_alias=backend_alias)
+
+
+aschedule_recurring_task = sync_to_async(schedule_recurring_task, thread_sensitive=True)
+aunschedule_recurring_task = sync_to_async(unschedule_recurring_task, thread_sensitive=True)
+aretry_failed_job = sync_to_async(retry_failed_job, thread_sensitive=True)
+
+
 class QueueInfo:
     """One queue of a backend: what waits in it, and the controls to pause, resume and clear it."""
 
@@ -96,35 +172,49 @@ class QueueInfo:
         self.backend_alias = backend_alias
 
     @classmethod
-    def all(cls, *, backend_alias: str = "default") -> "list[QueueInfo]":
+    def all(cls, *, backend_alias: str = "default") -> list[QueueInfo]:
         """The queues that hold ready jobs, by name."""
+        from dj_queue.operations import queues
+
         names = queues.names(backend_config(backend_alias))
         return [cls(name, backend_alias=backend_alias) for name in names]
 
     @property
     def size(self) -> int:
         """How many jobs are ready."""
+        from dj_queue.operations import queues
+
         return queues.size(self._config, self.queue_name)
 
     @property
     def latency(self) -> float:
         """For how many seconds the longest waiting ready job has been ready; 0.0 if none is."""
+        from dj_queue.operations import queues
+
         return queues.latency(self._config, self.queue_name)
 
     @property
     def paused(self) -> bool:
+        from dj_queue.operations import queues
+
         return queues.is_paused(self._config, self.queue_name)
 
     def pause(self) -> None:
         """Stop claims from the queue. Enqueueing goes on, and so does what runs."""
+        from dj_queue.operations import queues
+
         queues.pause(self._config, self.queue_name)
 
     def resume(self) -> None:
         """Let workers claim from the queue again."""
+        from dj_queue.operations import queues
+
         queues.resume(self._config, self.queue_name)
 
     def clear(self, *, batch_size: int = 500) -> int:
         """Discard the ready jobs; return how many."""
+        from dj_queue.operations.stored import clear_queue
+
         return clear_queue(self._config, self.queue_name, batch_size=batch_size)
 
     def __repr__(self) -> str:

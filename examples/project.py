@@ -1,0 +1,109 @@
+"""The project around every example: settings, a fresh database, a real runtime.
+
+The database is a SQLite file that is gone afterwards; `DJ_QUEUE_EXAMPLES_DATABASE` may hold an entry of
+`DATABASES` as JSON instead.
+"""
+
+import atexit
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import django
+from django.conf import settings
+from django.core.management import call_command
+
+FOLDER = Path(__file__).parent
+
+
+def _database() -> dict[str, Any]:
+    given = os.environ.get("DJ_QUEUE_EXAMPLES_DATABASE")
+    if given:
+        return dict(json.loads(given))
+    folder = tempfile.mkdtemp(prefix="dj-queue-example-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    database = {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": str(Path(folder) / "example.sqlite3"),
+        "OPTIONS": {
+            "transaction_mode": "IMMEDIATE",
+            "timeout": 30,
+            "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
+        },
+    }
+    os.environ["DJ_QUEUE_EXAMPLES_DATABASE"] = json.dumps(database)  # for the runtime
+    return database
+
+
+def setup() -> None:
+    """What manage.py does: configure Django. Both the example and its runtime call this."""
+    settings.configure(
+        SECRET_KEY="examples",
+        USE_TZ=True,
+        INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue"],
+        DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
+        DATABASES={"default": _database()},
+        DATABASE_ROUTERS=["dj_queue.routers.DjQueueRouter"],
+        TASKS={
+            "default": {
+                "BACKEND": "dj_queue.backend.DjQueueBackend",
+                "QUEUES": [],
+                "OPTIONS": json.loads(os.environ.get("DJ_QUEUE_EXAMPLES_OPTIONS", "{}")),
+            }
+        },
+        # The examples print failures themselves.
+        LOGGING={"version": 1, "disable_existing_loggers": False, "loggers": {"django.tasks": {"level": "CRITICAL"}}},
+    )
+    django.setup()
+
+
+@contextmanager
+def runtime(*arguments: str, **options: Any) -> Iterator[None]:
+    """Run `manage.py dj_queue` in a process of its own, with these options, until the block ends."""
+    environment = {**os.environ, "DJ_QUEUE_EXAMPLES_OPTIONS": json.dumps(options)}
+    process = subprocess.Popen(
+        [sys.executable, __file__, "dj_queue", *arguments], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
+    """Wait until the condition is true."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        if time.monotonic() > deadline:
+            raise SystemExit(f"not within {seconds:g} seconds")
+        time.sleep(0.05)
+    return value
+
+
+def wait_until_finished(*results: Any) -> None:
+    """Refresh the results until all have finished."""
+
+    def finished() -> bool:
+        for result in results:
+            if not result.is_finished:
+                result.refresh()
+        return all(result.is_finished for result in results)
+
+    wait_for(finished)
+
+
+setup()
+if __name__ == "__main__":
+    call_command(*sys.argv[1:])
+elif "DJ_QUEUE_EXAMPLES_MIGRATED" not in os.environ:
+    os.environ["DJ_QUEUE_EXAMPLES_MIGRATED"] = "1"
+    call_command("migrate", verbosity=0)

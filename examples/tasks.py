@@ -1,0 +1,56 @@
+"""The tasks of the examples. A worker imports them by their module, so they live in one."""
+
+import asyncio
+import time
+
+from django.tasks import TaskContext, task
+
+from dj_queue.api import concurrency
+
+
+@task
+def add(a, b):
+    return a + b
+
+
+@task
+def note(text):
+    return text
+
+
+@task
+def send_digest(period):
+    return f"the {period} digest was sent"
+
+
+@task
+async def fetch(url):
+    await asyncio.sleep(0.05)
+    return f"fetched {url}"
+
+
+@task(takes_context=True)
+def describe(context: TaskContext, name):
+    return f"{name} is attempt {context.attempt}"
+
+
+@task
+def charge(order_id, amount):
+    if amount < 0:
+        raise ValueError(f"order {order_id}: {amount} is no amount")
+    return f"charged {amount}"
+
+
+@task
+@concurrency(key="account:{account_id}", limit=1)
+def sync_account(account_id, action):
+    began = time.time()
+    time.sleep(0.2)
+    return [action, began, time.time()]
+
+
+@task
+@concurrency(key="report:{name}", limit=1, on_conflict="discard")
+def build_report(name):
+    time.sleep(0.2)
+    return f"{name} was built"

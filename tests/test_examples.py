@@ -1,0 +1,110 @@
+"""Every example is run as its reader would run it, on the database under test, and must print what it shows."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from django.db import connection
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("ex*.py"))
+
+PRINTS = {
+    "ex01_basic_enqueue": ["enqueued add: READY", "SUCCESSFUL: 10"],
+    "ex02_basic_results": [
+        "SUCCESSFUL after 1 attempt by worker-1: 42",
+        "times are in order: True",
+        "unknown ids raise TaskResultDoesNotExist",
+    ],
+    "ex03_basic_scheduled": ["before it is due: READY", "the daily digest was sent; it began after it was due: True"],
+    "ex04_basic_priorities_and_queues": ["email, priority 10", "email, priority -5", "reports, priority 100"],
+    "ex05_basic_bulk": ["100 jobs, sum of their results: 9900"],
+    "ex06_basic_async": ["fetched https://example.org/", "this is attempt 1"],
+    "ex07_basic_enqueue_on_commit": [
+        "inside the transaction: 0 jobs",
+        "after the commit: 1 job",
+        "after a rollback: still 1 job",
+        "order 1 was placed",
+    ],
+    "ex08_basic_recurring": [
+        "static and dynamic tasks: every_second, report_42",
+        "unscheduled the dynamic one: 1",
+        "unscheduled the static one: 0",
+        "each tick was enqueued once: True",
+    ],
+    "ex09_basic_failures": [
+        "refused: tasks.charge cannot be enqueued: in its arguments [1] is a set, which is not a JSON type."
+        " Pass plain JSON values: an id instead of an object, text instead of a date.",
+        "FAILED: builtins.ValueError",
+        "ValueError: order 1: -5 is no amount",
+        "after a retry: 2 attempts, 2 errors",
+        "discarded: 1",
+    ],
+    "ex20_advanced_concurrency": [
+        "ready: 3, blocked: 2",
+        "in order: first, second, third",
+        "never two at once: True",
+        "reports: ['sales was built', None, None]",
+    ],
+    "ex21_advanced_queue_control": [
+        "paused: True, size: 1",
+        "while paused: READY",
+        "after resuming: SUCCESSFUL",
+        "queues: ['orders']",
+        "cleared: 1, size: 0",
+    ],
+}
+
+
+def test_every_example_is_here_and_in_the_index() -> None:
+    index = (ROOT / "examples" / "README.md").read_text()
+    assert sorted(PRINTS) == EXAMPLES
+    assert re.findall(r"^\| \[(\w+)\]", index, re.MULTILINE) == EXAMPLES
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_prints_what_it_shows(name: str, transactional_db: None) -> None:
+    database = {key: value for key, value in connection.settings_dict.items() if key != "TEST"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / f"{name}.py"],
+        env={**_environment(), "DJ_QUEUE_EXAMPLES_DATABASE": json.dumps(database), "DJ_QUEUE_EXAMPLES_MIGRATED": "1"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == PRINTS[name]
+
+
+def test_an_example_alone_makes_its_own_database() -> None:
+    script = ROOT / "examples" / "ex01_basic_enqueue.py"
+    done = subprocess.run(
+        [sys.executable, script], env=_environment(), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stdout.splitlines()) == (0, PRINTS["ex01_basic_enqueue"]), done.stderr
+
+
+def test_the_demo() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "demo", "--jobs", "60"],
+        cwd=ROOT,
+        env=_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "59 finished   1 failed     0 scheduled" in done.stdout
+    assert "ZeroDivisionError: division by zero" in done.stdout
+    assert "It exited with 0; claims and processes left: 0" in done.stdout
+
+
+def _environment() -> dict[str, str]:
+    """What a newcomer's shell would have: nothing of the test run."""
+    return {key: value for key, value in os.environ.items() if not key.startswith(("DJ_QUEUE_", "DJANGO_", "PYTEST_"))}
