@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
-from django.db import Error
+from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
@@ -145,6 +145,10 @@ class Dialect(ABC):
     def is_transient(self, error: Error) -> bool:
         """Whether the same transaction may well succeed if it is simply run again."""
         return False
+
+    def is_away(self, error: Error) -> bool:
+        """Whether it is not the statement that the database refuses: any other would fail as well."""
+        return isinstance(error, OperationalError | InterfaceError)
 
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
         """Adjust a connection that only the runtime uses."""

@@ -21,6 +21,10 @@ _CHANNEL = "dj_queue"
 
 # deadlock_detected, serialization_failure, lock_not_available
 _TRANSIENT = {"40P01", "40001", "55P03"}
+# What a server says that was demoted: it is up, and the primary is elsewhere.
+_READ_ONLY = "25006"
+# The class of what is too large or too deep for this server. The driver calls that operational.
+_LIMIT_EXCEEDED = "54"
 
 
 class PostgreSQL(Dialect):
@@ -118,7 +122,11 @@ class PostgreSQL(Dialect):
         return [UnblockedJob(job_id, key) for job_id, key, *_ in cursor.fetchall()]
 
     def is_transient(self, error: Error) -> bool:
-        return getattr(error.__cause__, "sqlstate", None) in _TRANSIENT
+        return _sqlstate(error) in _TRANSIENT
+
+    def is_away(self, error: Error) -> bool:
+        code = _sqlstate(error)
+        return code == _READ_ONLY or (super().is_away(error) and not code.startswith(_LIMIT_EXCEEDED))
 
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
         _give_up_on_dead_peers(connection)
@@ -304,7 +312,7 @@ def _picked(selectors: Sequence[Selector], lock: str) -> tuple[str, dict[str, An
     """The CTE of the rows to claim, its branches in the order of the selectors, and its parameters."""
     branches: list[str] = []
     params: dict[str, Any] = {}
-    for prefix, group in groupby(selectors, key=lambda selector: selector.prefix):
+    for prefix, group in groupby(_needed(selectors), key=lambda selector: selector.prefix):
         if not prefix:
             key = f"names{len(branches)}"
             params[key] = [selector.name for selector in group]
@@ -326,6 +334,17 @@ def _picked(selectors: Sequence[Selector], lock: str) -> tuple[str, dict[str, An
     names = f"{_NAMES},\n" if any(key.startswith("prefix") for key in params) else ""
     limit = " LIMIT %(limit)s" if len(branches) > 1 else ""
     return f"{names}picked AS MATERIALIZED ({'  UNION ALL'.join(branches)}{limit})", params
+
+
+def _needed(selectors: Sequence[Selector]) -> list[Selector]:
+    """The selectors without those that an earlier one contains: they would pick the same rows once more."""
+    needed: list[Selector] = []
+    for selector in selectors:
+        if not any(
+            selector.name.startswith(earlier.name) if earlier.prefix else selector == earlier for earlier in needed
+        ):
+            needed.append(selector)
+    return needed
 
 
 _BUT_NAMED = " AND names.queue_name <> ALL (%({names})s::text[])"
@@ -461,6 +480,10 @@ _STORAGE = (
     ),
     "ALTER TABLE dj_queue_processes SET (fillfactor = 50)",
 )
+
+
+def _sqlstate(error: Error) -> str:
+    return getattr(error.__cause__, "sqlstate", None) or ""
 
 
 def _time(row: Sequence[Any] | None) -> datetime:

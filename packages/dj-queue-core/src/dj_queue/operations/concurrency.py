@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from django.db.backends.utils import CursorWrapper
+from django.db.models import QuerySet
 
 from dj_queue.annotations import AnyTask
 from dj_queue.config import BackendConfig
@@ -26,6 +27,7 @@ BLOCK = "block"
 DISCARD = "discard"
 
 _LONGEST_KEY = 255
+_ATTEMPTS = 10
 _HIGHEST_LIMIT = 2**31 - 1  # what its column holds
 _LONGEST_DURATION = 100 * 365 * 86400  # within the calendar, and more than anybody means
 
@@ -181,20 +183,9 @@ def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Count
     wanted = Counter(job.concurrency_key or "" for job in jobs)
     latest = {job.concurrency_key or "": job for job in jobs}
     rows = Semaphore.objects.using(config.database_alias)
-    keys = sorted(wanted)
-    rows.bulk_create(
-        [
-            Semaphore(
-                key=key, value=_limit(latest[key]), limit=_limit(latest[key]), expires_at=now,
-                created_at=now, updated_at=now,
-            )
-            for key in keys
-        ],
-        ignore_conflicts=True,
-    )  # fmt: skip
     taken: Counter[str] = Counter()
     changed = []
-    for row in rows.filter(key__in=keys).order_by("key").select_for_update():
+    for row in _locked(rows, latest, now):
         job = latest[row.key]
         limit = _limit(job)
         row.value += limit - row.limit
@@ -207,6 +198,28 @@ def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Count
         changed.append(row)
     rows.bulk_update(changed, ["value", "limit", "expires_at", "updated_at"], batch_size=200)
     return taken
+
+
+def _locked(rows: QuerySet[Semaphore], latest: Mapping[str, Job], now: datetime) -> Iterator[Semaphore]:
+    """The semaphores of these keys, created where there are none, and locked."""
+    keys = sorted(latest)
+    for _ in range(_ATTEMPTS):
+        rows.bulk_create(
+            [
+                Semaphore(
+                    key=key, value=_limit(latest[key]), limit=_limit(latest[key]), expires_at=now,
+                    created_at=now, updated_at=now,
+                )
+                for key in keys
+            ],
+            ignore_conflicts=True,
+        )  # fmt: skip
+        found = list(rows.filter(key__in=keys).order_by("key").select_for_update())
+        yield from found
+        # Upkeep may have deleted a row after it stood in the way of ours, and before it was locked.
+        keys = sorted(set(keys) - {row.key for row in found})
+        if not keys:
+            return
 
 
 def _limit(job: Job) -> int:

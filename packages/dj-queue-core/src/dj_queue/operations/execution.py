@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError, OperationalError
+from django.db import DatabaseError
 from django.db.backends.utils import CursorWrapper
 from django.tasks import TaskContext
 from django.tasks.base import TaskError
@@ -67,7 +67,7 @@ def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, p
     received = time.monotonic()
     if claims and events.heard():
         for each in claims:
-            events.emit("job.claimed", job_id=str(each.job_id))
+            events.emit("job.claimed", job_id=str(each.job_id), queue_name=each.queue_name, priority=each.priority)
     return [Job(each, received) for each in claims]
 
 
@@ -112,13 +112,13 @@ def run(job: Job, config: BackendConfig, *, worker: str) -> None:
 def finish(config: BackendConfig, jobs: Sequence[Job], *, worker: str) -> list[Job]:
     """Record what became of these jobs, and return those that were still ours.
 
-    Raises `OperationalError` when the database is away: nothing was recorded, call again.
+    Raises the database's error when that is away: nothing was recorded, call again.
     """
     try:
         recorded = _record(config, jobs, worker)
-    except OperationalError:
-        raise
     except DatabaseError as refusal:
+        if dialect_for(config.database_alias).is_away(refusal):
+            raise
         if len(jobs) > 1:
             # One outcome that the database cannot store must not hold up the others.
             return [job for each in jobs for job in finish(config, [each], worker=worker)]

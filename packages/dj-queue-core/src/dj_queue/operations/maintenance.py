@@ -7,12 +7,13 @@ counted anew here, under the semaphore's lock, so that a slot lost anywhere is f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
+from typing import Any
 
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Count
+from django.db.models import Count, Exists, OuterRef, QuerySet
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
@@ -26,26 +27,29 @@ _BATCH = 200
 def maintain(config: BackendConfig) -> int:
     """Recount every semaphore, drop those that nobody needs, start what has room; return how many jobs started."""
     started = 0
-    last = ""
-    while True:
-        keys = _next_keys(config, last)
-        if not keys:
-            return started
-        last = keys[-1]
+    for keys in _batches(config):
         unblocked = transactions.run(config.database_alias, partial(_recount, config, keys))
         for job_id, key in unblocked:
             events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
         started += len(unblocked)
+    return started
 
 
-def _next_keys(config: BackendConfig, last: str) -> list[str]:
-    """The next keys in order that have a semaphore, or overdue blocked jobs and none."""
+def _batches(config: BackendConfig) -> Iterator[list[str]]:
+    """The keys that have a semaphore, and then those of blocked jobs that have none."""
     using = config.database_alias
-    semaphores = Semaphore.objects.using(using).filter(key__gt=last).order_by("key")
-    blocked = BlockedExecution.objects.using(using).filter(concurrency_key__gt=last).order_by("concurrency_key")
-    keys = set(semaphores.values_list("key", flat=True)[:_BATCH])
-    keys |= set(blocked.values_list("concurrency_key", flat=True).distinct()[:_BATCH])
-    return sorted(keys)[:_BATCH]
+    yield from _walk(Semaphore.objects.using(using), "key")
+    present = Exists(Semaphore.objects.filter(key=OuterRef("concurrency_key")))
+    yield from _walk(BlockedExecution.objects.using(using).exclude(present), "concurrency_key")
+
+
+def _walk(rows: QuerySet[Any], name: str) -> Iterator[list[str]]:
+    # In the order of the database: it may have another one than Python.
+    keys = rows.order_by(name).values_list(name, flat=True).distinct()
+    batch = list(keys[:_BATCH])
+    while batch:
+        yield batch
+        batch = list(keys.filter(**{f"{name}__gt": batch[-1]})[:_BATCH])
 
 
 def _recount(
@@ -56,9 +60,8 @@ def _recount(
     _create_missing(config, keys, now)
     rows = list(Semaphore.objects.using(using).filter(key__in=keys).order_by("key").select_for_update())
     held = _holders(config, keys)
-    waiting = set(
-        BlockedExecution.objects.using(using).filter(concurrency_key__in=keys).values_list("concurrency_key", flat=True)
-    )
+    blocked = BlockedExecution.objects.using(using).filter(concurrency_key__in=keys)
+    waiting = set(blocked.values_list("concurrency_key", flat=True).distinct())
     unneeded = [row.pk for row in rows if row.expires_at <= now and not held[row.key] and row.key not in waiting]
     changed = []
     for row in rows:
@@ -94,13 +97,12 @@ def _create_missing(config: BackendConfig, keys: Sequence[str], now: datetime) -
 
 def _holders(config: BackendConfig, keys: Sequence[str]) -> Counter[str]:
     using = config.database_alias
-    held: Counter[str] = Counter()
     ready = ReadyExecution.objects.using(using).filter(concurrency_key__in=keys)
     claimed = ClaimedExecution.objects.using(using).filter(job__concurrency_key__in=keys)
-    for counts in (
-        ready.values_list("concurrency_key").annotate(Count("pk")),
-        claimed.values_list("job__concurrency_key").annotate(Count("pk")),
-    ):
-        for key, count in counts:
-            held[key or ""] += count
+    # One statement, and so one snapshot: a job that is claimed or given back meanwhile is counted once.
+    counts = ready.values_list("concurrency_key").annotate(Count("pk"))
+    counts = counts.union(claimed.values_list("job__concurrency_key").annotate(Count("pk")), all=True)
+    held: Counter[str] = Counter()
+    for key, count in counts:
+        held[key or ""] += count
     return held

@@ -207,12 +207,17 @@ def _in_batches(
 ) -> int:
     """Lock and treat rows, each batch in a transaction of its own; rows that others hold are left alone.
 
-    Returns how many were treated.
+    Only rows that are there now: what this starts, a blocked job for a discarded one or a retried job that
+    fails again, is not treated in its turn. Returns how many were treated.
     """
     last = count = 0
+    newest = model._default_manager.using(config.database_alias).order_by("-pk").values_list("pk", flat=True).first()
+    if newest is None:
+        return 0
 
     def step(dialect: Dialect, cursor: CursorWrapper) -> list[Any]:
-        rows = list(_locked(config, model).filter(among, pk__gt=last).order_by("pk")[:batch_size])
+        there = _locked(config, model).filter(among, pk__gt=last, pk__lte=newest)
+        rows = list(there.order_by("pk")[:batch_size])
         if rows:
             work(rows, dialect, cursor)
         return rows

@@ -32,6 +32,12 @@ def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_st
     raise AssertionError("unreachable")
 
 
+def silence(database: str) -> None:
+    """Keep this thread's statements on the queue's database out of the SQL log and DEBUG's list of queries."""
+    connection = connections[database]
+    connection.make_debug_cursor = connection.make_cursor  # type: ignore[assignment]
+
+
 def look(database: str, read: Callable[[Dialect, CursorWrapper], bool]) -> bool:
     """Read once, outside any transaction of ours; no statement where the dialect has nothing to ask."""
     with connections[database].cursor() as cursor:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from django.db import Error, connections
 
 from dj_queue.config import BackendConfig
-from dj_queue.operations import processes
+from dj_queue.operations import processes, transactions
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.lease import Lease
 from dj_queue.thread_errors import report
@@ -40,6 +40,8 @@ class Heartbeat:
         self._over.set()
 
     def _run(self) -> None:
+        if self._config.silence_polling:
+            transactions.silence(self._config.database_alias)
         interval = self._config.process_heartbeat_interval
         wait = interval
         while not self._over.wait(wait):

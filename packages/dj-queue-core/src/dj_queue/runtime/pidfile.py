@@ -52,4 +52,5 @@ def _living(path: Path) -> int | None:
         return pid  # somebody else's, and alive
     except (OSError, OverflowError):
         return None
-    return pid if pid > 0 else None
+    # Our own: whoever wrote it is gone, and left us its pid. In a container that is what always happens.
+    return pid if pid > 0 and pid != os.getpid() else None

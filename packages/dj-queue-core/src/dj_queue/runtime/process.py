@@ -19,7 +19,7 @@ from dj_queue import hooks
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Process
-from dj_queue.operations import processes
+from dj_queue.operations import processes, transactions
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
@@ -113,6 +113,8 @@ class Runner(ABC):
                     self.drain()
             if self.end is End.DRAINED:
                 self.attempt(self._deregister)
+                if self._failures:  # perhaps only the connection was stale, after a long sleep
+                    self.attempt(self._deregister)
             hooks.run_hooks(f"{kind}.exit", self, self.config)
             return self.end
         finally:
@@ -144,7 +146,9 @@ class Runner(ABC):
         try:
             self._connect()
             wait = call()
-        except DATABASE_AWAY as error:
+        except Error as error:
+            if not self.dialect.is_away(error):
+                raise
             return self.away(error)
         if self._failures:
             logger.warning("dj_queue %s: the database is back", self.name)
@@ -167,8 +171,7 @@ class Runner(ABC):
         if connection.connection is None:
             connection.ensure_connection()
             if self.config.silence_polling:
-                # This connection's statements stay out of the SQL log and of DEBUG's list of queries.
-                connection.make_debug_cursor = connection.make_cursor  # type: ignore[assignment]
+                transactions.silence(self.config.database_alias)
             self.dialect.prepare_session(connection)
             self.connected()
 

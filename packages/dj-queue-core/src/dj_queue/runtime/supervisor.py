@@ -23,7 +23,7 @@ from django.db import Error, connections
 from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
-from dj_queue.operations import processes, recovery
+from dj_queue.operations import processes, recovery, transactions
 from dj_queue.runtime.child import HURRY, fork, title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
@@ -106,6 +106,8 @@ class Supervisor(ABC):
 
     def start(self) -> None:
         """Register, settle what others left, and start every runner."""
+        if self.standalone and self.config.silence_polling:
+            transactions.silence(self.config.database_alias)
         self._register()
         recovery.settle_missing(self.config)
         self._next_beat = time.monotonic()
@@ -131,6 +133,7 @@ class Supervisor(ABC):
         self._settle()
         self._on_database(self._deregister)
         hooks.run_hooks("supervisor.exit", self, self.config)
+        self._wakeup.close()
 
     def run(self) -> End:
         """Run until SIGTERM or SIGINT; return whether all work was brought to an end.
@@ -244,6 +247,8 @@ class Supervisor(ABC):
             if not self._failures:
                 report(self.config, error, "supervisor.run")
             self._failures += 1
+            with suppress(Error):
+                connections[self.config.database_alias].close_if_unusable_or_obsolete()
             return False
         finally:
             # Nothing is left open between two beats. An embedded supervisor's thread is not its own.

@@ -102,7 +102,8 @@ class Worker(Runner):
             self.wakeup.wait(seconds)
             return
         try:
-            if self.wakeup.wait(seconds, self.dialect.socket(connection)):
+            # What came in with the reply to a statement does not make the socket readable any more.
+            if not self._hear() and self.wakeup.wait(seconds, self.dialect.socket(connection)):
                 self._hear()
         except Exception as error:  # the driver's own errors: these calls do not go through Django
             self.away(_lost(error))
@@ -168,10 +169,13 @@ class Worker(Runner):
     def _longest_poll(self) -> float:
         return self.options.polling_interval * (_LISTENING_BACKOFF if self._listening else 1)
 
-    def _hear(self) -> None:
-        if self.config.alias in self.dialect.notified(connections[self.config.database_alias]):
+    def _hear(self) -> bool:
+        """Take what was notified; return whether there may be work."""
+        heard = self.config.alias in self.dialect.notified(connections[self.config.database_alias])
+        if heard:
             self._next_claim = 0.0
             self._idle_poll = _FIRST_POLL
+        return heard
 
     # ---- finish ----
 

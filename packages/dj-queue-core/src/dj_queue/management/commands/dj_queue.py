@@ -77,6 +77,8 @@ def _require_pidfile_folder(config: BackendConfig) -> None:
     if config.supervisor_pidfile is None:
         return
     path = Path(config.supervisor_pidfile)
+    if path.is_dir():
+        raise CommandError(f"supervisor_pidfile {str(path)!r} is a folder. Name a file in it.")
     try:
         path.with_name(f"{path.name}.probe").touch()
         path.with_name(f"{path.name}.probe").unlink()
