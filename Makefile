@@ -1,6 +1,6 @@
 # Everything here goes through bin/uv, which finds uv or installs it into .cache/.
 UV := bin/uv
-PYTEST := $(UV) run pytest -q -n 2
+PYTEST := $(UV) run pytest -q -n 2 --dist loadfile
 
 .PHONY: help demo test gates format lock clean
 

@@ -510,3 +510,33 @@ class TestHealth:
         code, output = health(environment={"DJ_QUEUE_TEST_DATABASE": json.dumps(settings)})
         assert code == 1
         assert output.startswith("CommandError: unhealthy: the database 'default' does not answer: ")
+
+
+class TestReload:
+    def supervisor(self):
+        return Process.objects.filter(kind="Supervisor").order_by("-pk").values_list("pid", flat=True).first()
+
+    def test_starts_again_when_code_changes_and_finishes_what_runs(self, runtime, project, tmp_path):
+        ran, release = tmp_path / "ran", tmp_path / "release"
+        running = runtime("--reload", options={"shutdown_timeout": 30}, environment=project(), rows=None)
+        first = wait_until(self.supervisor)
+        assert first != running.pid
+        enqueue((tasks.wait_then_append, str(release), str(ran), "line"))
+        wait_until(Path(f"{release}.started").exists)
+        code = tmp_path / "project" / "around" / "setup.py"
+        # The reloader learns what to watch some time after the runtime has started.
+        wait_until(lambda: os.utime(code) or "changed, reloading" in running.output or not alive_rows(first))
+        release.touch()
+        wait_until(lambda: self.supervisor() not in (None, first))
+        wait_settled()
+        assert not alive(first)
+        assert lines(ran) == ["line"]
+        second = self.supervisor()
+        os.killpg(running.pid, signal.SIGINT)  # Ctrl-C
+        assert running.wait() == 0
+        wait_until(lambda: not alive(second))
+        assert not Process.objects.exists()
+
+
+def alive_rows(pid):
+    return Process.objects.filter(pid=pid, children__kind="Scheduler").exists()

@@ -27,7 +27,7 @@ from dj_queue.config.model import (
     SchedulerConfig,
     WorkerConfig,
 )
-from dj_queue.config.recurring import schedule_mistake
+from dj_queue.config.recurring import read_recurring_task, schedule_mistake
 from dj_queue.config.sources import BACKEND_PATH, managed_aliases
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "database_aliases",
     "load_config",
     "managed_aliases",
+    "read_recurring_task",
     "reset",
     "schedule_mistake",
 ]

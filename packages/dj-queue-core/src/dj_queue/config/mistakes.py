@@ -35,6 +35,10 @@ class Mistakes:
     def __len__(self) -> int:
         return len(self._lines)
 
+    @property
+    def lines(self) -> list[str]:
+        return list(self._lines)
+
     def say(self, place: Place, sentence: str) -> None:
         self._lines.append(f"{place}: {sentence}")
 

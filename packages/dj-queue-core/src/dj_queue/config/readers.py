@@ -63,7 +63,20 @@ duration = Scalar(
     lambda value: _is_number(value) and 0 <= value <= _LONGEST,
 )
 boolean = Scalar("True or False", lambda value: isinstance(value, bool))
-text = Scalar("a string", lambda value: isinstance(value, str))
+
+
+def is_text(value: Any) -> bool:
+    """Text that every database stores: without NUL and lone surrogates."""
+    if not isinstance(value, str) or "\0" in value:
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+text = Scalar("a string", is_text)
 file_path = Scalar(
     "a file path",
     lambda value: isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str),
@@ -74,7 +87,7 @@ file_path = Scalar(
 def short_text(longest: int) -> Scalar:
     return Scalar(
         f"a non-empty string of at most {longest} characters",
-        lambda value: isinstance(value, str) and 0 < len(value) <= longest,
+        lambda value: is_text(value) and 0 < len(value) <= longest,
     )
 
 

@@ -1,6 +1,6 @@
 """Readers for recurring tasks: schedules, time zones, arguments."""
 
-import json
+import math
 import re
 from collections.abc import Mapping
 from datetime import datetime
@@ -13,6 +13,7 @@ from dj_queue.config.readers import (
     Reader,
     Scalar,
     dotted_path,
+    is_text,
     optional,
     section,
     short_text,
@@ -67,21 +68,44 @@ zone = optional(Scalar("a time zone such as 'Europe/Berlin'", _is_zone))
 
 def _is_json(value: Any) -> bool:
     try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError, RecursionError):
+        return _is_plain(value)
+    except RecursionError:
         return False
-    return True
+
+
+def _is_plain(value: Any) -> bool:
+    match value:
+        case None | bool() | int():
+            return True
+        case float():
+            return math.isfinite(value)
+        case str():
+            return is_text(value)
+        case Mapping():
+            return all(is_text(key) and _is_plain(item) for key, item in value.items())
+        case list() | tuple():
+            return all(map(_is_plain, value))
+    return False
+
+
+def _as_stored(value: Any) -> Any:
+    """As it comes back from the database: with lists for tuples, and without exponents (see `serialization`)."""
+    if isinstance(value, Mapping):
+        return {key: _as_stored(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_stored(item) for item in value]
+    return int(value) if isinstance(value, float) and abs(value) >= 1e16 else value
 
 
 positional = Scalar(
     "a list of JSON values",
     lambda value: isinstance(value, list | tuple) and _is_json(value),
-    tuple,
+    lambda value: tuple(_as_stored(value)),
 )
 keywords = Scalar(
     "a mapping of names to JSON values",
-    lambda value: isinstance(value, Mapping) and all(isinstance(key, str) for key in value) and _is_json(dict(value)),
-    dict,
+    lambda value: isinstance(value, Mapping) and _is_json(value),
+    _as_stored,
 )
 
 
@@ -111,3 +135,12 @@ def recurring(value: Any, place: Place, mistakes: Mistakes) -> Any:
         read_task = section(partial(RecurringConfig, key), _FIELDS, _REQUIRED)
         tasks.append(read_task(item, place.at(key), mistakes))
     return tuple(tasks)
+
+
+def read_recurring_task(key: Any, options: Mapping[str, Any]) -> tuple[RecurringConfig | None, list[str]]:
+    """Read one recurring task that was given in code; return it, or None, and everything that is wrong with it."""
+    mistakes = Mistakes()
+    place = Place("recurring task", yaml=True)
+    _key(key, place.at("key"), mistakes)
+    task = section(partial(RecurringConfig, key), _FIELDS, _REQUIRED)(options, place, mistakes)
+    return (None if mistakes.lines else task), mistakes.lines

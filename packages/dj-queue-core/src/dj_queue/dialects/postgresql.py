@@ -4,7 +4,6 @@ import os
 import socket
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -14,10 +13,9 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
+from dj_queue.dialects import postgresql_sql as sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
-
-_CHANNEL = "dj_queue"
 
 # deadlock_detected, serialization_failure, lock_not_available
 _TRANSIENT = {"40P01", "40001", "55P03"}
@@ -38,13 +36,13 @@ class PostgreSQL(Dialect):
         now = timezone.now()
         some_ready = any(job.run_after is None or job.run_after <= now for job in jobs)
         some_scheduled = any(job.run_after is not None for job in jobs)
-        source, params = _rows(jobs)
+        source, params = sql.new_rows(jobs)
         cursor.execute(
-            _INSERT.format(
+            sql.INSERT.format(
                 source=source,
-                scheduled=_INSERT_SCHEDULED if some_scheduled else "",
+                scheduled=sql.INSERT_SCHEDULED if some_scheduled else "",
                 due="WHERE run_after IS NULL OR run_after <= statement_timestamp()" if some_scheduled else "",
-                notify=_NOTIFY if notify and some_ready else "",
+                notify=sql.NOTIFY if notify and some_ready else "",
             ),
             {**params, "alias": alias},
         )
@@ -64,9 +62,9 @@ class PostgreSQL(Dialect):
         process_id: int | None,
         skip_locked: bool,
     ) -> list[Claim]:
-        picked, params = _picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
+        picked, params = sql.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
         cursor.execute(
-            _CLAIM.format(picked=picked),
+            sql.CLAIM.format(picked=picked),
             {**params, "alias": alias, "limit": limit, "process": process_id},
         )
         rows = cursor.fetchall()
@@ -82,9 +80,9 @@ class PostgreSQL(Dialect):
     ) -> tuple[datetime, set[int]]:
         some_failed = any(outcome.error for outcome in outcomes)
         cursor.execute(
-            _FINISH.format(
-                failed=_FINISH_FAILED if some_failed else "",
-                succeeded="" if preserve else _DELETE_SUCCEEDED,
+            sql.FINISH.format(
+                failed=sql.FINISH_FAILED if some_failed else "",
+                succeeded="" if preserve else sql.DELETE_SUCCEEDED,
                 only="" if preserve else "AND gone.exception_class IS NOT NULL",
             ),
             {
@@ -101,14 +99,16 @@ class PostgreSQL(Dialect):
         return finished_at, set(kept or ())
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
-        cursor.execute(_RELEASE.format(notify=_NOTIFY if notify else ""), {"claims": list(claim_ids), "alias": alias})
+        cursor.execute(
+            sql.RELEASE.format(notify=sql.NOTIFY if notify else ""), {"claims": list(claim_ids), "alias": alias}
+        )
         return int(cursor.fetchone()[0])
 
     def promote(
         self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
     ) -> tuple[int, list[UUID]]:
         cursor.execute(
-            _PROMOTE.format(skip="SKIP LOCKED" if skip_locked else "", notify=_NOTIFY_IF_ANY if notify else ""),
+            sql.PROMOTE.format(skip="SKIP LOCKED" if skip_locked else "", notify=sql.NOTIFY_IF_ANY if notify else ""),
             {"alias": alias, "limit": limit},
         )
         row = cursor.fetchone()
@@ -118,7 +118,7 @@ class PostgreSQL(Dialect):
         params: dict[str, Any] = {"keys": sorted(freed), "counts": [freed[key] for key in sorted(freed)]}
         cursor.execute("SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key FOR UPDATE", params)
         # A statement of its own: its snapshot must be younger than the locks.
-        cursor.execute(_UNBLOCK.format(notify=_NOTIFY_EACH if notify else ""), params)
+        cursor.execute(sql.UNBLOCK.format(notify=sql.NOTIFY_EACH if notify else ""), params)
         return [UnblockedJob(job_id, key) for job_id, key, *_ in cursor.fetchall()]
 
     def is_transient(self, error: Error) -> bool:
@@ -140,17 +140,17 @@ class PostgreSQL(Dialect):
             )
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
-        for statement in _STORAGE:
+        for statement in sql.STORAGE:
             schema_editor.execute(statement)
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:
-        cursor.execute("SELECT pg_notify(%s, %s)", [_CHANNEL, alias])
+        cursor.execute("SELECT pg_notify(%s, %s)", [sql.CHANNEL, alias])
 
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         with connection.cursor() as cursor:
             if not hasattr(connection.connection, "pgconn"):  # psycopg2: polling serves
                 return False
-            cursor.execute(f"LISTEN {_CHANNEL}")
+            cursor.execute(f"LISTEN {sql.CHANNEL}")
         heard: set[str] = set()
         connection.connection.add_notify_handler(lambda notification: heard.add(notification.payload))
         connection.connection._dj_queue_heard = heard
@@ -179,307 +179,6 @@ def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:
     with socket.socket(fileno=os.dup(pgconn.socket)) as peer:
         if peer.family in (socket.AF_INET, socket.AF_INET6):
             peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)
-
-
-# ---- enqueue ----------------------------------------------------------------------------------------
-
-_INSERT = """
-WITH new AS MATERIALIZED ({source}),
-stored AS (
-  INSERT INTO dj_queue_jobs
-    (id, task_path, queue_name, priority, payload, backend_alias, scheduled_at, created_at, updated_at)
-  SELECT id, task_path, queue_name, priority, payload, %(alias)s, run_after, statement_timestamp(),
-    statement_timestamp()
-  FROM new
-),{scheduled}
-ready AS (
-  INSERT INTO dj_queue_ready_executions (job_id, backend_alias, queue_name, priority, created_at)
-  SELECT id, %(alias)s, queue_name, priority, statement_timestamp() FROM new {due}
-)
-SELECT statement_timestamp(){notify}"""
-
-_INSERT_SCHEDULED = """
-waiting AS (
-  INSERT INTO dj_queue_scheduled_executions
-    (job_id, backend_alias, queue_name, priority, scheduled_at, created_at)
-  SELECT id, %(alias)s, queue_name, priority, run_after, statement_timestamp()
-  FROM new WHERE run_after > statement_timestamp()
-),"""
-
-# The channel is one for the whole database: a session that listens hears of every alias, and wakes for its own.
-_NOTIFY = f", pg_notify('{_CHANNEL}', %(alias)s)"
-
-
-def _rows(jobs: Sequence[NewJob]) -> tuple[str, dict[str, Any]]:
-    if len(jobs) == 1:
-        job = jobs[0]
-        return (
-            "SELECT %(id)s::uuid AS id, %(path)s::text AS task_path, %(queue)s::text AS queue_name,"
-            " %(priority)s::smallint AS priority, %(payload)s::jsonb AS payload,"
-            " %(run_after)s::timestamptz AS run_after",
-            {
-                "id": job.id,
-                "path": job.task_path,
-                "queue": job.queue_name,
-                "priority": job.priority,
-                "payload": job.payload,
-                "run_after": job.run_after,
-            },
-        )
-    columns = list(zip(*jobs, strict=True))
-    names = ("ids", "paths", "queues", "priorities", "payloads", "run_afters")
-    return (
-        "SELECT id, task_path, queue_name, priority, payload::jsonb AS payload, run_after FROM unnest("
-        "%(ids)s::uuid[], %(paths)s::text[], %(queues)s::text[], %(priorities)s::smallint[],"
-        " %(payloads)s::text[], %(run_afters)s::timestamptz[])"
-        " AS n(id, task_path, queue_name, priority, payload, run_after)",
-        {name: list(column) for name, column in zip(names, columns, strict=True)},
-    )
-
-
-# ---- claim ------------------------------------------------------------------------------------------
-
-_CLAIM = """
-WITH RECURSIVE {picked},
-gone AS (
-  DELETE FROM dj_queue_ready_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM picked))
-),
-held AS (
-  INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at)
-  SELECT job_id, %(process)s::bigint, id, statement_timestamp() FROM picked
-  RETURNING id, job_id
-)
-SELECT held.id, job.id, job.task_path, job.queue_name, job.priority, job.payload, job.scheduled_at,
-  job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key, statement_timestamp()
-FROM held LEFT JOIN dj_queue_jobs job ON job.id = held.job_id"""
-
-# Whether a queue is paused is asked before its rows are looked for, and so inside of what looks for them:
-# a join's order is the planner's choice, and rows of a paused queue must not be locked at every poll.
-
-# Everything, nothing paused: straight down one index. The subquery is evaluated once, before the scan.
-_PICK_ALL = """
-  SELECT tid, id, job_id FROM (
-    SELECT ctid AS tid, id, job_id FROM dj_queue_ready_executions
-    WHERE backend_alias = %(alias)s
-      AND NOT EXISTS (SELECT FROM dj_queue_pauses WHERE backend_alias = %(alias)s)
-    ORDER BY priority DESC, id LIMIT %(limit)s {lock}) unpaused
-  UNION ALL
-  (SELECT tid, id, job_id FROM (
-     SELECT row.tid, row.id, row.job_id, row.priority FROM names, LATERAL (
-       SELECT ctid AS tid, id, job_id, priority FROM dj_queue_ready_executions
-       WHERE backend_alias = %(alias)s AND queue_name = names.queue_name
-         AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
-           WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
-       ORDER BY priority DESC, id LIMIT %(limit)s {lock}) row
-     WHERE EXISTS (SELECT FROM dj_queue_pauses WHERE backend_alias = %(alias)s)
-       AND names.queue_name IS NOT NULL
-   ) merged ORDER BY priority DESC, id LIMIT %(limit)s)"""
-
-_PICK_NAMED = """
-  (SELECT row.tid, row.id, row.job_id FROM unnest(%({names})s::text[]) WITH ORDINALITY AS wanted(queue_name, rank),
-     LATERAL (
-       SELECT ctid AS tid, id, job_id FROM dj_queue_ready_executions
-       WHERE backend_alias = %(alias)s AND queue_name = wanted.queue_name
-         AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
-           WHERE pause.backend_alias = %(alias)s AND pause.queue_name = wanted.queue_name)
-       ORDER BY priority DESC, id LIMIT %(limit)s {lock}) row
-   LIMIT %(limit)s)"""
-
-_PICK_PREFIX = """
-  (SELECT tid, id, job_id FROM (
-     SELECT row.tid, row.id, row.job_id, row.priority FROM names, LATERAL (
-       SELECT ctid AS tid, id, job_id, priority FROM dj_queue_ready_executions
-       WHERE backend_alias = %(alias)s AND queue_name = names.queue_name
-         AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
-           WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
-       ORDER BY priority DESC, id LIMIT %(limit)s {lock}) row
-     WHERE starts_with(names.queue_name, %({prefix})s) {but}
-   ) merged ORDER BY priority DESC, id LIMIT %(limit)s)"""
-
-# The names of the queues that hold ready jobs: one index probe a queue, however many jobs they hold.
-_NAMES = """names AS (
-  (SELECT queue_name FROM dj_queue_ready_executions
-   WHERE backend_alias = %(alias)s ORDER BY queue_name LIMIT 1)
-  UNION ALL
-  SELECT (SELECT queue_name FROM dj_queue_ready_executions ready
-    WHERE ready.backend_alias = %(alias)s AND ready.queue_name > names.queue_name
-    ORDER BY ready.queue_name LIMIT 1)
-  FROM names WHERE names.queue_name IS NOT NULL
-)"""
-
-
-def _picked(selectors: Sequence[Selector], lock: str) -> tuple[str, dict[str, Any]]:
-    """The CTE of the rows to claim, its branches in the order of the selectors, and its parameters."""
-    branches: list[str] = []
-    params: dict[str, Any] = {}
-    for prefix, group in groupby(_needed(selectors), key=lambda selector: selector.prefix):
-        if not prefix:
-            key = f"names{len(branches)}"
-            params[key] = [selector.name for selector in group]
-            branches.append(_PICK_NAMED.format(lock=lock, names=key))
-            continue
-        for selector in group:
-            if selector.everything and not branches:
-                return (
-                    f"{_NAMES},\npicked AS MATERIALIZED ({_PICK_ALL.format(lock=lock)} LIMIT %(limit)s)",
-                    {},
-                )
-            key = f"prefix{len(branches)}"
-            # A row that an earlier branch has locked is no obstacle to its own transaction.
-            but = "".join(
-                _BUT_NAMED.format(names=k) if k.startswith("names") else _BUT_PREFIX.format(prefix=k) for k in params
-            )
-            params[key] = selector.name
-            branches.append(_PICK_PREFIX.format(lock=lock, prefix=key, but=but))
-    names = f"{_NAMES},\n" if any(key.startswith("prefix") for key in params) else ""
-    limit = " LIMIT %(limit)s" if len(branches) > 1 else ""
-    return f"{names}picked AS MATERIALIZED ({'  UNION ALL'.join(branches)}{limit})", params
-
-
-def _needed(selectors: Sequence[Selector]) -> list[Selector]:
-    """The selectors without those that an earlier one contains: they would pick the same rows once more."""
-    needed: list[Selector] = []
-    for selector in selectors:
-        if not any(
-            selector.name.startswith(earlier.name) if earlier.prefix else selector == earlier for earlier in needed
-        ):
-            needed.append(selector)
-    return needed
-
-
-_BUT_NAMED = " AND names.queue_name <> ALL (%({names})s::text[])"
-_BUT_PREFIX = " AND NOT starts_with(names.queue_name, %({prefix})s)"
-
-
-# ---- finish -----------------------------------------------------------------------------------------
-
-_FINISH = """
-WITH done AS MATERIALIZED (
-  SELECT * FROM unnest(%(claims)s::bigint[], %(values)s::text[], %(starts)s::timestamptz[],
-    %(classes)s::text[], %(messages)s::text[], %(traces)s::text[])
-    AS d(claim_id, return_value, started_at, exception_class, message, trace)
-),
-gone AS (
-  DELETE FROM dj_queue_claimed_executions claim USING done WHERE claim.id = done.claim_id
-  RETURNING claim.id, claim.job_id, done.return_value, done.started_at, done.exception_class,
-    done.message, done.trace
-),{failed}{succeeded}
-changed AS (
-  UPDATE dj_queue_jobs job SET
-    finished_at = CASE WHEN gone.exception_class IS NULL THEN statement_timestamp() END,
-    return_value = gone.return_value::jsonb,
-    started_at = coalesce(job.started_at, gone.started_at),
-    last_attempted_at = gone.started_at,
-    worker_ids = coalesce(job.worker_ids, '[]'::jsonb) || to_jsonb(%(worker)s::text),
-    updated_at = statement_timestamp()
-  FROM gone WHERE job.id = gone.job_id {only}
-)
-SELECT statement_timestamp(), array_agg(id) FROM gone"""
-
-_FINISH_FAILED = """
-failed AS (
-  INSERT INTO dj_queue_failed_executions (job_id, exception_class, message, traceback, created_at)
-  SELECT job_id, exception_class, message, trace, statement_timestamp()
-  FROM gone WHERE exception_class IS NOT NULL
-),"""
-
-_DELETE_SUCCEEDED = """
-succeeded AS (
-  DELETE FROM dj_queue_jobs job USING gone WHERE job.id = gone.job_id AND gone.exception_class IS NULL
-),"""
-
-
-# ---- release, promote -------------------------------------------------------------------------------
-
-_RELEASE = """
-WITH gone AS (
-  DELETE FROM dj_queue_claimed_executions WHERE id = ANY (%(claims)s)
-  RETURNING job_id, position, created_at
-),
-back AS (
-  INSERT INTO dj_queue_ready_executions
-    (id, job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
-  SELECT coalesce(gone.position, nextval(pg_get_serial_sequence('dj_queue_ready_executions', 'id'))),
-    job.id, job.backend_alias, job.queue_name, job.priority, job.concurrency_key, gone.created_at
-  FROM gone JOIN dj_queue_jobs job ON job.id = gone.job_id
-)
-SELECT count(*){notify} FROM gone"""
-
-_PROMOTE = """
-WITH due AS MATERIALIZED (
-  SELECT ctid AS tid, job_id, queue_name, priority FROM dj_queue_scheduled_executions
-  WHERE backend_alias = %(alias)s AND scheduled_at <= statement_timestamp()
-  ORDER BY scheduled_at, priority DESC, id LIMIT %(limit)s FOR UPDATE {skip}
-),
-gone AS (
-  DELETE FROM dj_queue_scheduled_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM due))
-),
-job AS MATERIALIZED (
-  SELECT due.job_id, due.queue_name, due.priority, job.concurrency_key
-  FROM due JOIN dj_queue_jobs job ON job.id = due.job_id
-),
-ready AS (
-  INSERT INTO dj_queue_ready_executions (job_id, backend_alias, queue_name, priority, created_at)
-  SELECT job_id, %(alias)s, queue_name, priority, statement_timestamp() FROM job
-  WHERE concurrency_key IS NULL
-)
-SELECT count(*), array_agg(job_id) FILTER (WHERE concurrency_key IS NOT NULL){notify} FROM job"""
-
-_NOTIFY_IF_ANY = f", CASE WHEN count(*) > 0 THEN pg_notify('{_CHANNEL}', %(alias)s) END"
-
-
-# ---- concurrency limits -----------------------------------------------------------------------------
-
-_UNBLOCK = """
-WITH slots AS MATERIALIZED (
-  SELECT semaphore.id, semaphore.key, least(semaphore."limit", semaphore.value + freed.count) AS free
-  FROM unnest(%(keys)s::text[], %(counts)s::int[]) AS freed(key, count)
-  JOIN dj_queue_semaphores semaphore ON semaphore.key = freed.key
-),
-next AS MATERIALIZED (
-  SELECT slots.id AS semaphore_id, blocked.* FROM slots, LATERAL (
-    SELECT ctid AS tid, job_id, backend_alias, queue_name, priority, concurrency_key
-    FROM dj_queue_blocked_executions
-    WHERE concurrency_key = slots.key
-    ORDER BY priority DESC, id LIMIT greatest(slots.free, 0) FOR UPDATE) blocked
-),
-gone AS (
-  DELETE FROM dj_queue_blocked_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM next))
-),
-ready AS (
-  INSERT INTO dj_queue_ready_executions
-    (job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
-  SELECT job_id, backend_alias, queue_name, priority, concurrency_key, statement_timestamp() FROM next
-),
-changed AS (
-  UPDATE dj_queue_semaphores semaphore SET
-    value = slots.free - (SELECT count(*) FROM next WHERE next.semaphore_id = slots.id),
-    expires_at = coalesce(
-      (SELECT statement_timestamp() + make_interval(secs => max(job.concurrency_duration))
-       FROM next JOIN dj_queue_jobs job ON job.id = next.job_id WHERE next.semaphore_id = slots.id),
-      semaphore.expires_at),
-    updated_at = statement_timestamp()
-  FROM slots WHERE semaphore.id = slots.id
-)
-SELECT job_id, concurrency_key{notify} FROM next"""
-
-_NOTIFY_EACH = f", pg_notify('{_CHANNEL}', backend_alias)"
-
-
-# ---- storage ----------------------------------------------------------------------------------------
-
-# Room on each page for the second version of a job that its finish writes, so that no index is touched.
-# Tables through which every job passes are vacuumed by what has changed, not by a share of their size.
-_STORAGE = (
-    "ALTER TABLE dj_queue_jobs SET (fillfactor = 40)",
-    *(
-        f"ALTER TABLE dj_queue_{table}_executions SET (autovacuum_vacuum_scale_factor = 0.0,"
-        " autovacuum_vacuum_threshold = 5000, autovacuum_vacuum_insert_scale_factor = 0.0,"
-        " autovacuum_vacuum_insert_threshold = 50000)"
-        for table in ("ready", "claimed", "scheduled", "blocked")
-    ),
-    "ALTER TABLE dj_queue_processes SET (fillfactor = 50)",
-)
 
 
 def _sqlstate(error: Error) -> str:

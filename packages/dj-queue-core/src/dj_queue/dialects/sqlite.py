@@ -127,10 +127,9 @@ class SQLite(Dialect):
             [(outcome.job_id.hex, *outcome.error, at) for outcome in ours if outcome.error],
         )
         if not preserve:
-            cursor.executemany(
-                "DELETE FROM dj_queue_jobs WHERE id = %s",
-                [(outcome.job_id.hex,) for outcome in ours if not outcome.error],
-            )
+            succeeded = [(outcome.job_id.hex,) for outcome in ours if not outcome.error]
+            cursor.executemany("UPDATE dj_queue_recurring_executions SET job_id = NULL WHERE job_id = %s", succeeded)
+            cursor.executemany("DELETE FROM dj_queue_jobs WHERE id = %s", succeeded)
         return now, kept
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:

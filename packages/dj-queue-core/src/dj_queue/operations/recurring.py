@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
-from zoneinfo import ZoneInfo
 
 from django.core.exceptions import ValidationError
 from django.db import IntegrityError
@@ -13,7 +12,7 @@ from django.db.backends.utils import CursorWrapper
 from django.tasks.exceptions import InvalidTask
 
 from dj_queue.annotations import AnyTaskResult
-from dj_queue.config import BackendConfig, RecurringConfig, backend_config, schedule_mistake
+from dj_queue.config import BackendConfig, RecurringConfig, backend_config, read_recurring_task
 from dj_queue.dialects import Dialect
 from dj_queue.exceptions import AlreadyRecorded, EnqueueError, TaskPathError
 from dj_queue.models import RecurringExecution, RecurringTask
@@ -22,6 +21,9 @@ from dj_queue.operations import jobs, results, transactions
 # What makes a task another task: a change of these is written, and `updated_at` moves with the schedule.
 _FIELDS = ("task_path", "payload", "schedule", "timezone", "queue_name", "priority", "description")
 _WHEN = ("schedule", "timezone")
+
+# No scheduler is so late that it would enqueue a tick as old as this while later ones are there.
+_SETTLED = timedelta(hours=1)
 
 
 def schedule(
@@ -39,18 +41,17 @@ def schedule(
 ) -> RecurringTask:
     """Create or change a dynamic recurring task. Raises `ValidationError` with everything that is wrong."""
     config = backend_config(backend_alias)
-    wanted = RecurringConfig(
-        key=key,
-        task_path=task_path,
-        schedule=schedule,
-        args=tuple(args),
-        kwargs=dict(kwargs or {}),
-        queue_name=queue_name,
-        priority=priority,
-        description=description,
-        timezone=timezone,
-    )
-    _validate(config, wanted)
+    options = {
+        "task_path": task_path,
+        "schedule": schedule,
+        "args": args,
+        "kwargs": {} if kwargs is None else kwargs,
+        "queue_name": queue_name,
+        "priority": priority,
+        "description": description,
+        "timezone": timezone,
+    }
+    wanted = _checked(config, key, options)
 
     def save(dialect: Dialect, cursor: CursorWrapper) -> RecurringTask:
         rows = RecurringTask.objects.using(config.database_alias)
@@ -108,6 +109,9 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
         row = rows.create(backend_alias=config.alias, task_key=task.key, run_at=run_at)
         result = jobs.write(config, dialect, cursor, [prepared])[0]
         rows.filter(pk=row.pk).update(job_id=result.id)
+        if not config.preserve_finished_jobs:
+            # The ticks of deleted jobs have no job to go with.
+            rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=run_at - _SETTLED, job=None).delete()
         return result
 
     try:
@@ -122,6 +126,13 @@ def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime) -
     """Whether this tick, or a later one, was enqueued."""
     rows = RecurringExecution.objects.using(config.database_alias)
     return rows.filter(backend_alias=config.alias, task_key=task.key, run_at__gte=run_at).exists()
+
+
+def last_before(config: BackendConfig, task: RecurringTask, run_at: datetime) -> datetime | None:
+    """The last recorded tick before this one."""
+    rows = RecurringExecution.objects.using(config.database_alias)
+    rows = rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=run_at)
+    return rows.order_by("-run_at").values_list("run_at", flat=True).first()
 
 
 def now(config: BackendConfig) -> datetime:
@@ -172,23 +183,15 @@ def _save(
     return row
 
 
-def _validate(config: BackendConfig, wanted: RecurringConfig) -> None:
-    mistakes = []
-    if not isinstance(wanted.key, str) or not 0 < len(wanted.key) <= 255:
-        mistakes.append(f"key must be text of 1 to 255 characters, got {wanted.key!r}.")
-    mistake = schedule_mistake(wanted.schedule)
-    if mistake is not None:
-        mistakes.append(f"schedule {wanted.schedule!r}: {mistake}.")
-    if wanted.timezone is not None:
-        try:
-            ZoneInfo(wanted.timezone)
-        except (ValueError, OSError, KeyError):
-            mistakes.append(f"timezone must be a name like 'Europe/Berlin', got {wanted.timezone!r}.")
+def _checked(config: BackendConfig, key: str, options: Mapping[str, Any]) -> RecurringConfig:
+    wanted, mistakes = read_recurring_task(key, options)
     try:
-        task = results.resolve(wanted.task_path)
-        checked = task.using(queue_name=wanted.queue_name, priority=wanted.priority, backend=config.alias)
-        jobs.prepare(config, checked, wanted.args, wanted.kwargs)
+        task = results.resolve(options["task_path"])
+        if wanted is not None:
+            task = task.using(queue_name=wanted.queue_name, priority=wanted.priority, backend=config.alias)
+            jobs.prepare(config, task, wanted.args, wanted.kwargs)
     except (TaskPathError, InvalidTask, EnqueueError) as error:
         mistakes.append(str(error))
-    if mistakes:
+    if wanted is None or mistakes:
         raise ValidationError(mistakes)
+    return wanted

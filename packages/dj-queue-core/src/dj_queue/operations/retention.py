@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
+from uuid import UUID
 
 from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet
@@ -32,6 +34,7 @@ def delete_failed(
         rows = failed(config, older_than, task_path).select_for_update(of=_only(using))
         jobs = list(rows.values_list("job_id", flat=True)[:batch_size])
         if jobs:
+            keep_newest_ticks(using, jobs)
             FailedExecution.objects.using(using).filter(job_id__in=jobs).delete()
             Job.objects.using(using).filter(pk__in=jobs).delete()
         return len(jobs)
@@ -50,6 +53,12 @@ def delete_recurring(
         return RecurringExecution.objects.using(using).filter(pk__in=pks).delete()[0] if pks else 0
 
     return transactions.run(using, delete)
+
+
+def keep_newest_ticks(database: str, job_ids: Sequence[UUID]) -> None:
+    """Before these jobs are deleted: a task's newest tick must outlive its job. The others go with theirs."""
+    ticks = RecurringExecution.objects.using(database).filter(job_id__in=job_ids)
+    ticks.filter(~Exists(_newer())).update(job=None)
 
 
 # ---- what would go ----------------------------------------------------------------------------------
@@ -95,8 +104,7 @@ def _delete_jobs(config: BackendConfig, jobs: QuerySet[Job], batch_size: int) ->
     def delete(*_: object) -> int:
         pks = list(jobs.values_list("pk", flat=True)[:batch_size])
         if pks:
-            ticks = RecurringExecution.objects.using(using).filter(job_id__in=pks)
-            ticks.filter(~Exists(_newer())).update(job=None)  # what is left goes with its job
+            keep_newest_ticks(using, pks)
             Job.objects.using(using).filter(pk__in=pks).delete()
         return len(pks)
 

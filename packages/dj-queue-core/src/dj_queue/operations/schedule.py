@@ -8,6 +8,7 @@ hour follows time itself: it fires each hour, also in the hour that the clock sh
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,41 +20,51 @@ _WINDOW = timedelta(hours=4)
 _SECOND = timedelta(seconds=1)
 
 
-def next_tick(expression: str, timezone: str | None, after: datetime) -> datetime:
-    """Return the first tick later than `after`, in UTC."""
+def next_tick(expression: str, timezone: str | None, after: datetime) -> datetime | None:
+    """Return the first tick later than `after`, in UTC; None if there will be none."""
     zone = _zone(timezone)
     wall = _wall(after, zone)
-    walls = _walls(expression, wall)
-    found = walls.get_next()
-    if _steady(zone, wall, found):
+    found = next(_walls(expression, wall), None)
+    if found is not None and _steady(zone, wall, found):
         return _instant(found, zone)
     # The clock moves somewhere near: what it shows and what time it is may be in different orders.
+    moved = _moved(zone, wall, found or wall)
     ticks: list[datetime] = []
-    walls = _walls(expression, wall - _WINDOW)
-    while not ticks or found < _wall(min(ticks), zone) + _WINDOW:
-        found = walls.get_next()
-        ticks += [tick for tick in _instants(found, zone, expression) if tick > after]
-    return min(ticks)
+    for match in _walls(expression, wall - moved):
+        if ticks and match > _wall(min(ticks), zone) + moved:
+            break
+        ticks += [tick for tick in _instants(match, zone, expression) if tick > after]
+    return min(ticks, default=None)
 
 
-def latest_tick(expression: str, timezone: str | None, until: datetime) -> datetime:
-    """Return the last tick that is not later than `until`, in UTC."""
+def latest_tick(expression: str, timezone: str | None, until: datetime) -> datetime | None:
+    """Return the last tick that is not later than `until`, in UTC; None if there was none."""
     zone = _zone(timezone)
-    wall = _wall(until, zone)
-    walls = _walls(expression, _floor(wall) + _SECOND)
-    found = walls.get_prev()
-    if _steady(zone, found, wall):
+    wall = _floor(_wall(until, zone)) + _SECOND
+    found = next(_walls(expression, wall, back=True), None)
+    if found is not None and _steady(zone, found, wall):
         return _instant(found, zone)
+    moved = _moved(zone, found or wall, wall)
     ticks: list[datetime] = []
-    walls = _walls(expression, _floor(wall) + _WINDOW)
-    while not ticks or found > _wall(max(ticks), zone) - _WINDOW:
-        found = walls.get_prev()
-        ticks += [tick for tick in _instants(found, zone, expression) if tick <= until]
-    return max(ticks)
+    for match in _walls(expression, wall + moved, back=True):
+        if ticks and match < _wall(max(ticks), zone) - moved:
+            break
+        ticks += [tick for tick in _instants(match, zone, expression) if tick <= until]
+    return max(ticks, default=None)
 
 
-def _walls(expression: str, start: datetime) -> Any:
-    """Matches of the expression around a time on the wall."""
+def _walls(expression: str, start: datetime, *, back: bool = False) -> Iterator[datetime]:
+    """The times on the wall that the expression means, from `start` on or before it."""
+    from croniter import CroniterBadDateError
+
+    cron = _cron(expression, start)
+    step = cron.get_prev if back else cron.get_next
+    with suppress(CroniterBadDateError):  # no more of them
+        while True:
+            yield step()
+
+
+def _cron(expression: str, start: datetime) -> Any:
     from croniter import croniter  # a project without recurring tasks does not load it
 
     return croniter(expression, start, ret_type=datetime)
@@ -81,6 +92,13 @@ def _steady(zone: ZoneInfo, first: datetime, last: datetime) -> bool:
     return start.utcoffset() == end.utcoffset()
 
 
+def _moved(zone: ZoneInfo, first: datetime, last: datetime) -> timedelta:
+    """By how much the clock is moved around these times on the wall."""
+    around = (wall + side * _WINDOW for wall in (first, last) for side in (-1, 0, 1))
+    offsets = [wall.replace(tzinfo=zone).utcoffset() or timedelta() for wall in around]
+    return max(offsets) - min(offsets)
+
+
 def _instant(wall: datetime, zone: ZoneInfo) -> datetime:
     # For a time that does not exist, the offset from before the change: as much later as it was.
     return wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
@@ -95,5 +113,5 @@ def _instants(wall: datetime, zone: ZoneInfo, expression: str) -> Iterator[datet
 
 
 def _every_hour(expression: str) -> bool:
-    hours = _walls(expression, datetime(2000, 1, 1)).expanded[1]
+    hours = _cron(expression, datetime(2000, 1, 1)).expanded[1]
     return hours == ["*"] or len(hours) == 24

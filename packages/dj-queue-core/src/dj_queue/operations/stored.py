@@ -15,7 +15,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect
 from dj_queue.identifiers import uuid7
 from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
-from dj_queue.operations import concurrency, transactions
+from dj_queue.operations import concurrency, retention, transactions
 
 type JobId = UUID | str
 
@@ -176,6 +176,7 @@ def _discard(config: BackendConfig, model: type[Model], state: str, among: Q, ba
     unblocked: list[tuple[str, str]] = []
 
     def discard(rows: Sequence[Any], dialect: Dialect, cursor: CursorWrapper) -> None:
+        retention.keep_newest_ticks(using, [row.job_id for row in rows])
         model._default_manager.using(using).filter(pk__in=[row.pk for row in rows]).delete()
         Job.objects.using(using).filter(pk__in=[row.job_id for row in rows]).delete()
         if state == "ready":

@@ -5,12 +5,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from dj_queue.exceptions import DjQueueError
+
+
+class SupervisorRunningError(DjQueueError, RuntimeError):
+    """The pidfile belongs to a living process."""
+
 
 @contextmanager
 def pidfile(name: str | None) -> Iterator[None]:
     """Hold the file for as long as the block runs; a file of a process that is gone is taken over.
 
-    Raises `RuntimeError` if the process in the file is alive, and `OSError` if it cannot be written.
+    Raises `SupervisorRunningError` if the process in the file is alive, and `OSError` if it cannot be written.
     """
     if name is None:
         yield
@@ -32,13 +38,13 @@ def _take(path: Path) -> None:
         except FileExistsError:
             pid = _living(path)
             if pid is not None:
-                raise RuntimeError(f"a dj_queue supervisor is already running (pid={pid})") from None
+                raise SupervisorRunningError(f"a dj_queue supervisor is already running (pid={pid})") from None
             path.unlink(missing_ok=True)
         else:
             with os.fdopen(descriptor, "w") as file:
                 file.write(f"{os.getpid()}\n")
             return
-    raise RuntimeError(f"another dj_queue supervisor is starting with the pidfile {path}")
+    raise SupervisorRunningError(f"another dj_queue supervisor is starting with the pidfile {path}")
 
 
 def _living(path: Path) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 from dj_queue.config import BackendConfig, SchedulerConfig
@@ -20,6 +20,9 @@ logger = logging.getLogger("dj_queue")
 
 # A tick that nobody was there to enqueue is made up for if it is younger than this; older ones are skipped.
 MISSED = timedelta(days=1)
+
+_TRY_AGAIN = timedelta(minutes=1)
+_NEVER = datetime.max.replace(tzinfo=UTC)
 
 
 class Next(NamedTuple):
@@ -54,40 +57,38 @@ class Scheduler(Runner):
         tasks = recurring.tasks(self.config)
         self._next = {task.pk: self._next[task.pk] for task in tasks if task.pk in self._next}
         for task in tasks:
-            self._guard(task, lambda task=task: self._fire_if_due(task, now))  # type: ignore[misc]
+            self._guard(task, now, lambda task=task: self._fire_if_due(task, now))  # type: ignore[misc]
         if time.monotonic() >= self._clean_at:
             more = self._clean()
             self._clean_at = time.monotonic() + (0.0 if more else self.options.polling_interval)
         return self._pause(now)
 
-    def _guard(self, task: RecurringTask, call: Callable[[], None]) -> None:
-        """A task that cannot be enqueued stops only itself."""
+    def _guard(self, task: RecurringTask, now: datetime, call: Callable[[], None]) -> None:
+        """A task that cannot be enqueued stops only itself. It is tried again, and told of, once a minute."""
         try:
             call()
         except DATABASE_AWAY:
+            self._next.pop(task.pk, None)  # not tried: the tick is still to come
             raise
         except Exception as error:
-            self._next.pop(task.pk, None)
+            planned = self._next.get(task.pk)
+            again = now + _TRY_AGAIN
+            at = min(planned.at, again) if planned and planned.at > now else again
+            self._next[task.pk] = Next(task.updated_at, at)
             report(self.config, error, f"scheduler.run:{task.key}")
 
     def _fire_if_due(self, task: RecurringTask, now: datetime) -> None:
         known = self._next.get(task.pk)
-        if known is None or known.updated_at != task.updated_at:
-            # New to this scheduler. Its first tick is the next one, unless it was there, and missed one.
-            due = latest_tick(task.schedule, task.timezone, now)
-            if due <= task.updated_at or recurring.was_recorded(self.config, task, due):
-                self._plan(task, now)
-                return
-        elif now < known.at:
+        new = known is None or known.updated_at != task.updated_at
+        if known is not None and not new and now < known.at:
             return
-        else:
-            due = latest_tick(task.schedule, task.timezone, now)
-        # Planned before it is tried: a tick that cannot be enqueued is not tried for ever.
-        self._plan(task, now)
+        due = latest_tick(task.schedule, task.timezone, now)
+        # Planned before it is tried: what cannot be planned is not fired.
+        self._next[task.pk] = Next(task.updated_at, next_tick(task.schedule, task.timezone, now) or _NEVER)
+        # A task's first tick is the next one. What is new to this scheduler may have been there, and missed one.
+        if due is None or due <= task.updated_at or (new and recurring.was_recorded(self.config, task, due)):
+            return
         self._fire(task, due, now)
-
-    def _plan(self, task: RecurringTask, now: datetime) -> None:
-        self._next[task.pk] = Next(task.updated_at, next_tick(task.schedule, task.timezone, now))
 
     def _fire(self, task: RecurringTask, due: datetime, now: datetime) -> None:
         if now - due > MISSED:
@@ -96,10 +97,17 @@ class Scheduler(Runner):
         try:
             recurring.enqueue_tick(self.config, task, due)
         except AlreadyRecorded:
-            pass  # another scheduler was first
-        except DATABASE_AWAY:
-            self._next.pop(task.pk, None)  # not tried: the tick is still to come
-            raise
+            return  # another scheduler was first
+        last = recurring.last_before(self.config, task, due)
+        first = next_tick(task.schedule, task.timezone, max(last or task.updated_at, task.updated_at))
+        if first is not None and first < due:
+            logger.warning(
+                "dj_queue %s: skipped %s from %s on, and made up for the last that was missed, at %s",
+                self.name,
+                task.key,
+                first,
+                due,
+            )
 
     def _clean(self) -> bool:
         """Delete one batch of each kind; return whether more is left."""

@@ -1,6 +1,5 @@
 """Runs the queue: `manage.py dj_queue`."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from dj_queue import __version__
 from dj_queue.config import BackendConfig, Overrides, activate, load_config
 from dj_queue.runtime import reload
+from dj_queue.runtime.pidfile import SupervisorRunningError
 from dj_queue.runtime.process import End
 from dj_queue.runtime.startup import NotReadyError, await_schema
 from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
@@ -39,7 +39,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["reload"]:
-            reload.run([argument for argument in sys.argv if argument != "--reload"])
+            reload.run(without="--reload")
             return
         config = _config(options)
         _require_pidfile_folder(config)
@@ -52,7 +52,7 @@ class Command(BaseCommand):
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
         try:
             end = supervisor.run()
-        except RuntimeError as error:
+        except SupervisorRunningError as error:
             raise CommandError(f"{error}. Stop that one first, or remove its pidfile.") from error
         if end is not End.DRAINED:
             self.stderr.write("Jobs were still running when the time was up: they were given back or given up.")
