@@ -250,8 +250,10 @@ gone AS (
   DELETE FROM dj_queue_scheduled_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM due))
 ),
 job AS MATERIALIZED (
-  SELECT due.job_id, due.queue_name, due.priority, job.concurrency_key
-  FROM due JOIN dj_queue_jobs job ON job.id = due.job_id
+  -- Not a join: its output would promise no order.
+  SELECT job_id, queue_name, priority,
+    (SELECT concurrency_key FROM dj_queue_jobs job WHERE job.id = due.job_id) AS concurrency_key
+  FROM due
 ),
 ready AS (
   INSERT INTO dj_queue_ready_executions (job_id, backend_alias, queue_name, priority, created_at)

@@ -25,6 +25,7 @@ from dj_queue.operations.stored import (
     discard_ready_jobs,
     discard_scheduled_jobs,
     enqueue_job_again,
+    known_id,
     retry_failed_job,
     retry_failed_jobs,
 )
@@ -200,13 +201,13 @@ def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -
     row = (
         ClaimedExecution.objects.using(using)
         .select_related("job", "process")
-        .get(job_id=job_id, job__backend_alias=config.alias)
+        .get(job_id=known_id(job_id), job__backend_alias=config.alias)
     )
     worker = row.process.name if row.process else ""
     job = execution.reclaimed(row)
     execution.run(job, config, worker=worker)
     execution.announce(execution.finish(config, [job], worker=worker))
-    return Job.objects.using(using).get(pk=job_id) if config.preserve_finished_jobs else row.job
+    return Job.objects.using(using).get(pk=row.job.id) if config.preserve_finished_jobs else row.job
 
 
 # ---- enqueue ----------------------------------------------------------------------------------------

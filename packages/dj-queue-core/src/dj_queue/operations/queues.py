@@ -35,11 +35,12 @@ def is_paused(config: BackendConfig, queue_name: str) -> bool:
 
 def pause(config: BackendConfig, queue_name: str) -> None:
     """Stop claims from the queue; nothing else changes. Pausing twice is pausing once."""
-    _, created = Pause.objects.using(config.database_alias).get_or_create(
-        backend_alias=config.alias, queue_name=queue_name
-    )
-    if created:
-        events.emit("queue.paused", queue_name=queue_name)
+    if is_paused(config, queue_name):
+        return
+    # Whoever else pauses or resumes it just now: no error, and one row.
+    row = Pause(backend_alias=config.alias, queue_name=queue_name)
+    Pause.objects.using(config.database_alias).bulk_create([row], ignore_conflicts=True)
+    events.emit("queue.paused", queue_name=queue_name)
 
 
 def resume(config: BackendConfig, queue_name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -30,7 +31,7 @@ def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
     config = backend_config(backend_alias)
 
     def retry(dialect: Dialect, cursor: CursorWrapper) -> Job:
-        failed = _locked(config, FailedExecution).get(job_id=job_id)
+        failed = _locked(config, FailedExecution).get(job_id=known_id(job_id))
         return _retry(config, dialect, cursor, [failed])[0]
 
     return _tell_retried([transactions.run(config.database_alias, retry)])[0]
@@ -54,13 +55,14 @@ def retry_failed_jobs(
 def retry_all(queryset: QuerySet[FailedExecution], *, batch_size: int = DEFAULT_BATCH) -> int:
     """Let the failed jobs of a queryset run again, in its order and each under its own alias; return how many."""
     wanted = list(queryset.values_list("job_id", "job__backend_alias"))
-    count = 0
+    retried: list[Job] = []
     for alias in sorted({alias for _, alias in wanted}):
+        config = backend_config(alias)
         mine = [job_id for job_id, its_alias in wanted if its_alias == alias]
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
-            count += retry_failed_jobs(job_ids=batch, batch_size=batch_size, backend_alias=alias)
-    return count
+            retried += transactions.run(config.database_alias, partial(_retry_in_order, config, batch))
+    return len(_tell_retried(retried))
 
 
 def discard_failed_job(job_id: JobId, *, backend_alias: str = "default") -> int:
@@ -111,7 +113,7 @@ def enqueue_job_again(job_id: JobId, *, backend_alias: str = "default") -> Job:
 
     def enqueue(dialect: Dialect, cursor: CursorWrapper) -> Job:
         now = dialect.now(cursor)
-        job = Job.objects.using(using).get(pk=job_id, backend_alias=config.alias)
+        job = Job.objects.using(using).get(pk=known_id(job_id), backend_alias=config.alias)
         copied = (
             "task_path", "queue_name", "priority", "payload", "backend_alias", "scheduled_at",
             "concurrency_key", "concurrency_limit", "concurrency_duration", "on_conflict",
@@ -161,6 +163,15 @@ def _retry(
     return jobs
 
 
+def _retry_in_order(
+    config: BackendConfig, job_ids: Sequence[UUID], dialect: Dialect, cursor: CursorWrapper
+) -> list[Job]:
+    place = {job_id: n for n, job_id in enumerate(job_ids)}
+    rows = list(_locked(config, FailedExecution).filter(job_id__in=job_ids).order_by("pk"))
+    rows.sort(key=lambda row: place[row.job_id])
+    return _retry(config, dialect, cursor, rows) if rows else []
+
+
 def _tell_retried(jobs: list[Job]) -> list[Job]:
     for job in jobs:
         events.emit("job.retried", job_id=str(job.id), queue_name=job.queue_name, priority=job.priority)
@@ -195,8 +206,16 @@ def _discard(config: BackendConfig, model: type[Model], state: str, among: Q, ba
 # ---- batches ----------------------------------------------------------------------------------------
 
 
+def known_id(job_id: JobId) -> UUID:
+    """The id; for what cannot be the id of any job, the nil one, which none has."""
+    try:
+        return job_id if isinstance(job_id, UUID) else UUID(job_id)
+    except (ValueError, AttributeError, TypeError):
+        return UUID(int=0)
+
+
 def _among(job_ids: Iterable[JobId] | None) -> Q:
-    return Q() if job_ids is None else Q(job_id__in=list(job_ids))
+    return Q() if job_ids is None else Q(job_id__in=[known_id(job_id) for job_id in job_ids])
 
 
 def _in_batches(

@@ -9,6 +9,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from dj_queue.config import load_config
 from dj_queue.operations import retention
 
+_LONGEST = 100 * 365 * 86400
+
 
 class Command(BaseCommand):
     help = "Delete old finished jobs, failed jobs and recurring executions, in batches, until none is left."
@@ -40,8 +42,9 @@ class Command(BaseCommand):
         }
         for name, default in tuple(ages.items()):
             age = ages[name] = default if options[name] is None else options[name]
-            if age is not None and age < 0:
-                raise CommandError(f"--{name.replace('_', '-')} must not be negative, got {age:g}.")
+            if age is not None and not 0 <= age <= _LONGEST:
+                flag = f"--{name.replace('_', '-')}"
+                raise CommandError(f"{flag} must be a number of seconds from 0 to {_LONGEST} (100 years), got {age:g}.")
         path, key, dry = options["task_path"], options["task_key"], options["dry_run"]
 
         def count(
