@@ -84,6 +84,10 @@ class Job(models.Model):
                 condition=Q(priority__gte=-100, priority__lte=100), name="dj_queue_jobs_priority_range"
             ),
         ]
+        indexes: ClassVar = [
+            # a queue's jobs, newest first, for operators; how many there are; which queues there are
+            models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_jobs_queue"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.task_path} ({self.id})"

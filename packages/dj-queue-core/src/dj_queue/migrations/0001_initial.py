@@ -71,6 +71,7 @@ class Migration(migrations.Migration):
                         name="dj_queue_jobs_priority_range",
                     )
                 ],
+                "indexes": [models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_jobs_queue")],
             },
         ),
         migrations.CreateModel(

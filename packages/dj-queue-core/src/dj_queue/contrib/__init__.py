@@ -1,0 +1,1 @@
+"""Doors that keep promised import paths; what is behind them is installed apart."""

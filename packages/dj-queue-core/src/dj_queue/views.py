@@ -1,0 +1,1 @@
+"""The views behind `dj_queue.urls`."""

@@ -1,0 +1,3 @@
+"""Runs dj-queue inside gunicorn."""
+
+__version__ = "1.0.0a1"

@@ -1,0 +1,3 @@
+"""Prometheus metrics of dj-queue."""
+
+__version__ = "1.0.0a1"
