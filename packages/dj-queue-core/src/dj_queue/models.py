@@ -176,6 +176,8 @@ class ScheduledExecution(models.Model):
         indexes: ClassVar = [
             # promote
             models.Index(fields=["backend_alias", "scheduled_at", "-priority", "id"], name="dj_queue_scheduled_due"),
+            # a queue's scheduled jobs, the next first, and how many there are
+            models.Index(fields=["backend_alias", "queue_name", "scheduled_at"], name="dj_queue_scheduled_queue"),
         ]
 
     def __str__(self) -> str:
@@ -235,6 +237,8 @@ class BlockedExecution(models.Model):
             models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
             # maintenance of overdue rows
             models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
+            # a queue's blocked jobs, oldest first, and how many there are
+            models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_blocked_queue"),
         ]
 
     def __str__(self) -> str:
@@ -250,6 +254,8 @@ class BlockedExecution(models.Model):
 
 class FailedExecution(models.Model):
     job = models.OneToOneField(Job, models.CASCADE, related_name="failed_execution")
+    backend_alias = models.CharField(max_length=MAX_BACKEND_ALIAS, default="default")
+    queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
     exception_class = models.CharField(max_length=255)
     message = models.TextField(default="", blank=True)
     traceback = models.TextField(default="", blank=True)
@@ -260,6 +266,8 @@ class FailedExecution(models.Model):
         indexes: ClassVar = [
             # retention, by failure time
             models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+            # a queue's failures, newest first, and how many there are
+            models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_failed_queue"),
         ]
 
     def __str__(self) -> str:

@@ -209,9 +209,11 @@ SELECT statement_timestamp(), array_agg(id) FROM gone"""
 
 FINISH_FAILED = """
 failed AS (
-  INSERT INTO dj_queue_failed_executions (job_id, exception_class, message, traceback, created_at)
-  SELECT job_id, exception_class, message, trace, statement_timestamp()
-  FROM gone WHERE exception_class IS NOT NULL
+  INSERT INTO dj_queue_failed_executions
+    (job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)
+  SELECT job.id, job.backend_alias, job.queue_name, gone.exception_class, gone.message, gone.trace,
+    statement_timestamp()
+  FROM gone JOIN dj_queue_jobs job ON job.id = gone.job_id WHERE gone.exception_class IS NOT NULL
 ),"""
 
 DELETE_SUCCEEDED = """

@@ -122,9 +122,10 @@ class SQLite(Dialect):
             ],
         )
         cursor.executemany(
-            "INSERT INTO dj_queue_failed_executions (job_id, exception_class, message, traceback, created_at)"
-            " VALUES (%s, %s, %s, %s, %s)",
-            [(outcome.job_id.hex, *outcome.error, at) for outcome in ours if outcome.error],
+            "INSERT INTO dj_queue_failed_executions"
+            " (job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)"
+            " SELECT id, backend_alias, queue_name, %s, %s, %s, %s FROM dj_queue_jobs WHERE id = %s",
+            [(*outcome.error, at, outcome.job_id.hex) for outcome in ours if outcome.error],
         )
         if not preserve:
             succeeded = [(outcome.job_id.hex,) for outcome in ours if not outcome.error]

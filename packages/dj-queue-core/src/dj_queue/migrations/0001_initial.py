@@ -303,6 +303,8 @@ class Migration(migrations.Migration):
             name="FailedExecution",
             fields=[
                 ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("backend_alias", models.CharField(default="default", max_length=64)),
+                ("queue_name", models.CharField(default="default", max_length=64)),
                 ("exception_class", models.CharField(max_length=255)),
                 ("message", models.TextField(blank=True, default="")),
                 ("traceback", models.TextField(blank=True, default="")),
@@ -319,7 +321,10 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_failed_executions",
-                "indexes": [models.Index(fields=["created_at"], name="dj_queue_failed_time")],
+                "indexes": [
+                    models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+                    models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_failed_queue"),
+                ],
             },
         ),
         migrations.CreateModel(
@@ -347,6 +352,7 @@ class Migration(migrations.Migration):
                 "indexes": [
                     models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
                     models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
+                    models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_blocked_queue"),
                 ],
             },
         ),
@@ -381,6 +387,10 @@ class Migration(migrations.Migration):
             index=models.Index(
                 fields=["backend_alias", "scheduled_at", "-priority", "id"], name="dj_queue_scheduled_due"
             ),
+        ),
+        migrations.AddIndex(
+            model_name="scheduledexecution",
+            index=models.Index(fields=["backend_alias", "queue_name", "scheduled_at"], name="dj_queue_scheduled_queue"),
         ),
         # Storage parameters where the database has some: room for heap-only updates, and vacuum in time.
         migrations.RunPython(tune_tables, migrations.RunPython.noop),
