@@ -407,3 +407,15 @@ class RecurringExecution(models.Model):
 
     def __str__(self) -> str:
         return f"{self.task_key} at {self.run_at}"
+
+
+class Dashboard(models.Model):
+    """No table: the page that dj-queue-admin shows under this app's label."""
+
+    class Meta:
+        managed = False
+        default_permissions = ()
+        verbose_name = verbose_name_plural = "dashboard"
+
+    def __str__(self) -> str:
+        return "dashboard"
