@@ -18,6 +18,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.models import Semaphore
 from dj_queue_admin import backends, permissions
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.records import selection
 from dj_queue_admin.records.listing import Found, Listing
 from dj_queue_admin.views import Page, page
 
@@ -150,10 +151,11 @@ class RecordAdmin(_Base):
     def get_changelist(self, request: HttpRequest, **kwargs: Any) -> type[Listing]:
         return Listing
 
-    def get_actions(self, request: HttpRequest, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def get_actions(self, request: HttpRequest, action_location: Any = None) -> dict[str, Any]:
+        where = {} if action_location is None else {"action_location": action_location}  # Django 6.1 and later
         return {
             name: action
-            for name, action in super().get_actions(request, *args, **kwargs).items()
+            for name, action in super().get_actions(request, **where).items()
             if name not in self.action_verbs or permissions.may(request, self.action_verbs[name], self.model)
         }
 
@@ -164,7 +166,7 @@ class RecordAdmin(_Base):
         context = {
             **self._page(request, config).context,
             "filters_template": self.filters_template,
-            "filters": self.filters(request, config),
+            "filters": {"given": selection.given(request.GET), **self.filters(request, config)},
             **(extra_context or {}),
         }
         context.pop("title")

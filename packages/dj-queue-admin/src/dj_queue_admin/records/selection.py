@@ -67,6 +67,10 @@ PARAMETERS: Final = {
     "exception_class": ("exception_class__exact",),
     "since": (),
     "until": (),
+    # Of other lists than those of jobs.
+    "kind": ("kind__exact",),
+    "hostname": ("hostname__exact",),
+    "static": ("static__exact",),
 }
 
 _AGO: Final = re.compile(r"(\d{1,5})([mhd])")
@@ -347,13 +351,19 @@ class Selection:
         return any(needle.lower() in text.lower() for text in texts for needle in _as_json(self.text))
 
 
-def read(given: Mapping[str, str], config: BackendConfig, *, contents: bool, text: str = "", **fixed: str) -> Selection:
+def given(query: Mapping[str, str]) -> dict[str, str]:
+    """What a query string gives for each parameter; empty where it gives nothing."""
+    names = {name: (name, *others) for name, others in PARAMETERS.items()}
+    return {name: next((query[key] for key in keys if query.get(key)), "") for name, keys in names.items()}
+
+
+def read(query: Mapping[str, str], config: BackendConfig, *, contents: bool, text: str = "", **fixed: str) -> Selection:
     """The selection that a query string means. Raises `Http404` for a state that there is not.
 
     What cannot be understood is told in `mistakes`, and such a selection finds nothing: a filter that was
     dropped would let an action reach more jobs than its page showed.
     """
-    values = {name: _first(given, name, *others) for name, others in PARAMETERS.items()} | fixed
+    values = given(query) | fixed
     mistakes = [
         f"{name} holds a character that no database stores"
         for name, value in (*values.items(), ("The search", text))
@@ -375,10 +385,6 @@ def read(given: Mapping[str, str], config: BackendConfig, *, contents: bool, tex
         mistakes=tuple(mistakes),
         **times,
     )
-
-
-def _first(given: Mapping[str, str], *names: str) -> str:
-    return next((given[name] for name in names if given.get(name)), "")
 
 
 def _time(name: str, text: str, mistakes: list[str]) -> datetime | None:
