@@ -79,6 +79,8 @@ class Job(models.Model):
 
     class Meta:
         db_table = "dj_queue_jobs"
+        # Of dj-queue-admin: all of an operator's verbs that delete nothing, without a right to any model.
+        permissions: ClassVar = [("operate_queue", "Can pause and resume queues, retry jobs and enqueue them again")]
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(priority__gte=-100, priority__lte=100), name="dj_queue_jobs_priority_range"

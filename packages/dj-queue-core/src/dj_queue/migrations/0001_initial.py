@@ -77,6 +77,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_jobs",
+                "permissions": [("operate_queue", "Can pause and resume queues, retry jobs and enqueue them again")],
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(("priority__gte", -100), ("priority__lte", 100)),
