@@ -98,10 +98,7 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
 
     Raises `AlreadyRecorded` if another one has, and what `enqueue` raises if the task is not to be had.
     """
-    payload = task.payload or {"args": [], "kwargs": {}}
-    found = results.resolve(task.task_path)
-    wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
-    prepared = jobs.prepare(config, wanted, payload["args"], payload["kwargs"])
+    prepared = _prepared(config, task)
 
     def enqueue(dialect: Dialect, cursor: CursorWrapper) -> AnyTaskResult:
         # First the row that only one can write, then the job: neither is there without the other.
@@ -122,6 +119,16 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
     return result
 
 
+def enqueue_now(key: str, *, backend_alias: str = "default") -> AnyTaskResult:
+    """Enqueue one job of a recurring task at once; its ticks go on as if nothing had been.
+
+    Raises `RecurringTask.DoesNotExist`, and what `enqueue` raises if the task is not to be had.
+    """
+    config = backend_config(backend_alias)
+    row = RecurringTask.objects.using(config.database_alias).get(backend_alias=config.alias, key=key)
+    return jobs.store(config, [_prepared(config, row)])[0]
+
+
 def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime) -> bool:
     """Whether this tick, or a later one, was enqueued."""
     rows = RecurringExecution.objects.using(config.database_alias)
@@ -138,6 +145,13 @@ def last_before(config: BackendConfig, task: RecurringTask, run_at: datetime) ->
 def now(config: BackendConfig) -> datetime:
     """The database's clock."""
     return transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
+
+
+def _prepared(config: BackendConfig, task: RecurringTask) -> jobs.PreparedJob:
+    payload = task.payload or {"args": [], "kwargs": {}}
+    found = results.resolve(task.task_path)
+    wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
+    return jobs.prepare(config, wanted, payload["args"], payload["kwargs"])
 
 
 def _rows(config: BackendConfig) -> list[RecurringTask]:
