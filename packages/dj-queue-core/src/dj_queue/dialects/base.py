@@ -6,16 +6,21 @@ of its caller; where `one_statement` is true, each of `insert`, `claim`, `finish
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 
+from dj_queue.dialects import observation_sql
 from dj_queue.serialization import ErrorRecord, JSONLimits
 
 
@@ -63,6 +68,30 @@ class UnblockedJob(NamedTuple):
     key: str
 
 
+class QueueCounts(NamedTuple):
+    """How many jobs of a queue are in each state; what exceeds its cap is one more than that."""
+
+    name: str
+    ready: int
+    scheduled: int
+    claimed: int
+    claimed_capped: bool  # whether there are more claims than the cap, of whatever queue
+    blocked: int
+    failed: int
+    jobs: int  # in whatever state, up to twice the cap
+    paused: bool
+    oldest_scheduled_at: datetime | None
+    oldest_blocked_at: datetime | None
+
+
+class SemaphoreState(NamedTuple):
+    key: str
+    free: int
+    limit: int
+    expires_at: datetime
+    waiters: int
+
+
 class Selector(NamedTuple):
     """One entry of a worker's `queues`."""
 
@@ -82,6 +111,10 @@ class Dialect(ABC):
     vendor: str
     json_limits: JSONLimits
     one_statement = False
+    # Whether `observing` needs a transaction around it.
+    observes_in_transaction = False
+    _used_queues = observation_sql.DISTINCT_QUEUES
+    _ready_heads = observation_sql.DISTINCT_HEADS
 
     @abstractmethod
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
@@ -156,6 +189,50 @@ class Dialect(ABC):
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:  # noqa: B027
         """Set storage parameters once the tables exist."""
 
+    # ---- observation: what monitoring asks, by index and within caps ----
+
+    @contextmanager
+    def observing(self, cursor: CursorWrapper) -> Iterator[None]:
+        """What runs inside finds its rows by index, whatever the database believes of its tables."""
+        yield
+
+    def queue_counts(self, cursor: CursorWrapper, *, alias: str, cap: int, most: int) -> list[QueueCounts]:
+        """The first `most` queues, in the order of their names, that have jobs, a pause or a recurring task."""
+        cursor.execute(observation_sql.queues(self._used_queues, cap=cap, most=most), {"alias": alias})
+        return [
+            QueueCounts(
+                name, ready, scheduled, claimed or 0, bool(more), blocked, failed, jobs, bool(paused),
+                read_time(cursor, scheduled_at), read_time(cursor, blocked_at),
+            )
+            for name, ready, scheduled, claimed, more, blocked, failed, jobs, paused, scheduled_at, blocked_at
+            in cursor.fetchall()
+        ]  # fmt: skip
+
+    def waiting_since(self, cursor: CursorWrapper, *, alias: str, look: int) -> dict[str, datetime]:
+        """Since when the longest waiting ready job of each queue has waited, among the first of each priority."""
+        cursor.execute(observation_sql.waiting_since(self._ready_heads, look=look), {"alias": alias})
+        times = ((name, read_time(cursor, since)) for name, since in cursor.fetchall())
+        return {name: since for name, since in times if since is not None}
+
+    def finished_among_oldest(
+        self, cursor: CursorWrapper, *, alias: str, queues: Sequence[str], look: int
+    ) -> dict[str, int]:
+        """How many of the `look` oldest jobs of each queue are finished."""
+        names = {f"queue{n}": name for n, name in enumerate(queues)}
+        cursor.execute(observation_sql.finished(len(queues), look=look), {**names, "alias": alias})
+        return dict(cursor.fetchall())
+
+    def semaphores(self, cursor: CursorWrapper, *, cap: int, most: int) -> list[SemaphoreState]:
+        """The first `most` semaphores of the database, in the order of their keys."""
+        quoted = cursor.db.ops.quote_name
+        cursor.execute(observation_sql.semaphores(quoted("key"), quoted("limit"), cap=cap, most=most))
+        rows = []
+        for key, free, limit, expiry, waiters in cursor.fetchall():
+            expires_at = read_time(cursor, expiry)
+            assert expires_at is not None
+            rows.append(SemaphoreState(key, free, limit, expires_at, waiters))
+        return rows
+
     # ---- wake-up: where the database can tell an idle worker of new work ----
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:  # noqa: B027
@@ -172,3 +249,11 @@ class Dialect(ABC):
     def socket(self, connection: BaseDatabaseWrapper) -> int | None:
         """The file descriptor that turns readable when a notification arrives."""
         return None
+
+
+def read_time(cursor: CursorWrapper, value: datetime | str | None) -> datetime | None:
+    """A time as a cursor gives it, as Django's own fields read it."""
+    time = parse_datetime(value) if isinstance(value, str) else value
+    if time is None or not settings.USE_TZ or timezone.is_aware(time):
+        return time
+    return timezone.make_aware(time, cursor.db.timezone)

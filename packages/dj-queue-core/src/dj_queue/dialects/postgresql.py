@@ -2,7 +2,8 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
+from dj_queue.dialects import observation_sql
 from dj_queue.dialects import postgresql_sql as sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
@@ -21,6 +23,8 @@ from dj_queue.serialization import JSONLimits
 _TRANSIENT = {"40P01", "40001", "55P03"}
 # What a server says that was demoted: it is up, and the primary is elsewhere.
 _READ_ONLY = "25006"
+# What would let the planner choose anything but nested loops over indexes.
+_PINS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
 # The class of what is too large or too deep for this server. The driver calls that operational.
 _LIMIT_EXCEEDED = "54"
 
@@ -30,6 +34,9 @@ class PostgreSQL(Dialect):
     # The server's parser allows far more; what bounds nesting first is its stack.
     json_limits = JSONLimits(depth=500, nul=False)
     one_statement = True
+    observes_in_transaction = True
+    _used_queues = observation_sql.SKIPPED_QUEUES
+    _ready_heads = observation_sql.SKIPPED_HEADS
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         # By this host's clock: it only decides who is told at once. What is due is decided by the database's.
@@ -133,11 +140,16 @@ class PostgreSQL(Dialect):
         # A queue's statistics are stale by nature: a table is analyzed empty and holds a million rows a
         # minute later. Every statement of the runtime has one right plan, by index; this pins it.
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),"
-                " set_config('enable_mergejoin', 'off', false), set_config('enable_bitmapscan', 'off', false),"
-                " set_config('jit', 'off', false)"
-            )
+            _set(cursor, dict.fromkeys(_PINS, "off"), local=False)
+
+    @contextmanager
+    def observing(self, cursor: CursorWrapper) -> Iterator[None]:
+        cursor.execute(f"SELECT {', '.join(f"current_setting('{name}')" for name in _PINS)}")
+        before = dict(zip(_PINS, cursor.fetchone(), strict=True))
+        _set(cursor, dict.fromkeys(_PINS, "off"), local=True)
+        yield
+        # Not if it failed: the transaction is then rolled back, and this with it.
+        _set(cursor, before, local=True)
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
         for statement in sql.STORAGE:
@@ -179,6 +191,11 @@ def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:
     with socket.socket(fileno=os.dup(pgconn.socket)) as peer:
         if peer.family in (socket.AF_INET, socket.AF_INET6):
             peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)
+
+
+def _set(cursor: CursorWrapper, values: Mapping[str, str], *, local: bool) -> None:
+    calls = ", ".join(f"set_config('{name}', %s, {'true' if local else 'false'})" for name in values)
+    cursor.execute(f"SELECT {calls}", list(values.values()))
 
 
 def _sqlstate(error: Error) -> str:

@@ -17,6 +17,7 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from dj_queue.dialects import observation_sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
 
@@ -24,6 +25,8 @@ from dj_queue.serialization import JSONLimits
 class SQLite(Dialect):
     vendor = "sqlite"
     json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
+    _used_queues = observation_sql.SKIPPED_QUEUES
+    _ready_heads = observation_sql.SKIPPED_HEADS
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = timezone.now()

@@ -1,0 +1,62 @@
+"""How numbers, spans of time and points in time are written on every page of the console."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from django import template
+from django.utils import timezone
+from django.utils.html import format_html
+from django.utils.safestring import SafeString
+
+register = template.Library()
+
+_UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
+
+
+@register.filter
+def number(value: int | None, capped: Any = False) -> str:
+    """1234567 as 1,234,567; with a plus where there are at least so many."""
+    if value is None:
+        return "–"
+    return f"{value:,}+" if capped else f"{value:,}"
+
+
+@register.filter
+def duration(seconds: float | None) -> str:
+    """Seconds in the unit that fits: 350 ms, 4.2 s, 3 min 20 s, 2 h 5 min, 3 d 4 h."""
+    if seconds is None:
+        return "–"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms" if seconds else "0 s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    for (size, unit), (smaller, below) in zip(_UNITS, (*_UNITS[1:], (1.0, "s")), strict=True):
+        if seconds >= size - smaller / 2:
+            whole, rest = divmod(round(seconds / smaller), round(size / smaller))
+            return f"{whole} {unit} {rest} {below}" if rest else f"{whole} {unit}"
+    raise AssertionError("unreachable")
+
+
+@register.simple_tag
+def when(time: datetime | None, now: datetime | None = None) -> SafeString | str:
+    """A point in time: the script writes it in the visitor's zone; how far from `now`, if that is given."""
+    if time is None:
+        return "–"
+    if timezone.is_naive(time):
+        time = timezone.make_aware(time)
+    exact = timezone.localtime(time).strftime("%Y-%m-%d %H:%M:%S %Z")
+    if now is None:
+        return format_html(
+            '<time datetime="{}" title="{}" data-djq-time="absolute">{}</time>', time.isoformat(), exact, exact
+        )
+    if timezone.is_naive(now):
+        now = timezone.make_aware(now)
+    away = (now - time).total_seconds()
+    text = f"{duration(away)} ago" if away >= 0 else f"in {duration(-away)}"
+    return format_html(
+        '<time datetime="{}" title="{}" data-djq-time="relative">{}</time>', time.isoformat(), exact, text
+    )
