@@ -133,9 +133,28 @@ def _bars(key: str, title: str, note: str, series: Sequence[Series], steps: Sequ
         value = series[0].value(step) or 0
         height = _scaled(value, top)
         if height:
-            bars.append(Bar(_round(n * width + width * 0.12), _round(HEIGHT - height), _round(width * 0.76), height, series[0].kind))
+            bars.append(
+                Bar(
+                    _round(n * width + width * 0.12),
+                    _round(HEIGHT - height),
+                    _round(width * 0.76),
+                    height,
+                    series[0].kind,
+                )
+            )
     lines = [_line(each, steps, top, area=False) for each in series[1:]]
-    return Chart(key, title, note, series, _ticks(top, number), not any(values), _hits(series, steps), _rows(series, steps), bars, lines)
+    return Chart(
+        key,
+        title,
+        note,
+        series,
+        _ticks(top, number),
+        not any(values),
+        _hits(series, steps),
+        _rows(series, steps),
+        bars,
+        lines,
+    )
 
 
 def _lines(key: str, title: str, note: str, series: Sequence[Series], steps: Sequence[Step], *, area: bool) -> Chart:
@@ -143,7 +162,18 @@ def _lines(key: str, title: str, note: str, series: Sequence[Series], steps: Seq
     write = series[0].write
     top = _round_up(max(values, default=0), whole=write is number)
     lines = [_line(each, steps, top, area=area) for each in series]
-    return Chart(key, title, note, series, _ticks(top, write), not any(values), _hits(series, steps), _rows(series, steps), (), lines)
+    return Chart(
+        key,
+        title,
+        note,
+        series,
+        _ticks(top, write),
+        not any(values),
+        _hits(series, steps),
+        _rows(series, steps),
+        (),
+        lines,
+    )
 
 
 def _line(series: Series, steps: Sequence[Step], top: float, *, area: bool) -> Line:
@@ -185,7 +215,11 @@ def _hits(series: Sequence[Series], steps: Sequence[Step]) -> list[Hit]:
 
 def _rows(series: Sequence[Series], steps: Sequence[Step]) -> list[Row]:
     """What the table says: the steps in which anything happened."""
-    found = [Row(step.start, [each.write(each.value(step)) for each in series]) for step in steps if any(each.value(step) for each in series)]
+    found = [
+        Row(step.start, [each.write(each.value(step)) for each in series])
+        for step in steps
+        if any(each.value(step) for each in series)
+    ]
     return found[::-1]
 
 

@@ -63,7 +63,13 @@ def cards(seen: Observation, links: Links) -> list[Card]:
     running = total(queues, "claimed")
     waits = [queue.latency_seconds for queue in queues if queue.latency_seconds is not None]
     return [
-        Card("queues", "Queues", number(len(queues), "queues" in seen.capped), (f"{paused} paused",), "warn" if paused else ""),
+        Card(
+            "queues",
+            "Queues",
+            number(len(queues), "queues" in seen.capped),
+            (f"{paused} paused",),
+            "warn" if paused else "",
+        ),
         Card(
             "backlog",
             "Backlog",
@@ -86,7 +92,10 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             "runtime",
             "Runtime",
             str(running),
-            (f"running on {threads} {'thread' if threads == 1 else 'threads'}", f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'}, {live} {'process' if live == 1 else 'processes'} alive"),
+            (
+                f"running on {threads} {'thread' if threads == 1 else 'threads'}",
+                f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'}, {live} {'process' if live == 1 else 'processes'} alive",
+            ),
             "" if workers else "bad",
         ),
         Card(
@@ -109,7 +118,14 @@ def alerts(seen: Observation, links: Links) -> list[Alert]:
         found.append(Alert("bad", f"No live worker takes jobs from {names}: {total(alone, 'ready')} ready jobs wait."))
     if stale:
         text = "A process has" if stale == 1 else f"{stale} processes have"
-        found.append(Alert("warn", f"{text} not been heard of for over {duration(seen.process_alive_threshold)}.", "#djq-processes", "Processes"))
+        found.append(
+            Alert(
+                "warn",
+                f"{text} not been heard of for over {duration(seen.process_alive_threshold)}.",
+                "#djq-processes",
+                "Processes",
+            )
+        )
     failed = total(seen.queues, "failed")
     if failed.count:
         text = "1 job has failed." if str(failed) == "1" else f"{failed} jobs have failed."
@@ -128,8 +144,14 @@ def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
         ("queue database", f"{config.database_alias} ({connection.display_name})"),
         ("scheduler", _scheduler(config)),
         ("notify", _notify(config, connection.vendor)),
-        ("skip locked", "on" if config.use_skip_locked and connection.features.has_select_for_update_skip_locked else "off"),
-        ("heartbeat", f"every {duration(config.process_heartbeat_interval)}, stale after {duration(config.process_alive_threshold)}"),
+        (
+            "skip locked",
+            "on" if config.use_skip_locked and connection.features.has_select_for_update_skip_locked else "off",
+        ),
+        (
+            "heartbeat",
+            f"every {duration(config.process_heartbeat_interval)}, stale after {duration(config.process_alive_threshold)}",
+        ),
         ("retention", _retention(config)),
         ("recurring", f"{len(config.recurring)} in the settings, {number(len(seen.recurring))} stored"),
         ("semaphores", f"{number(seen.semaphore_count)} in this database"),

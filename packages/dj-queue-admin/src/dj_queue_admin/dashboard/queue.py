@@ -54,9 +54,20 @@ class State:
 _BY_NAME: Final = {
     state.name: state
     for state in (
-        State("ready", "Ready", ReadyExecution, "job__", ("-priority", "id"), "created_at", "Ready since", ("discard",)),
+        State(
+            "ready", "Ready", ReadyExecution, "job__", ("-priority", "id"), "created_at", "Ready since", ("discard",)
+        ),
         State("claimed", "Running", ClaimedExecution, "job__", ("id",), "created_at", "Claimed", ()),
-        State("scheduled", "Scheduled", ScheduledExecution, "job__", ("scheduled_at", "id"), "scheduled_at", "Due", ("discard",)),
+        State(
+            "scheduled",
+            "Scheduled",
+            ScheduledExecution,
+            "job__",
+            ("scheduled_at", "id"),
+            "scheduled_at",
+            "Due",
+            ("discard",),
+        ),
         State("blocked", "Blocked", BlockedExecution, "job__", ("id",), "created_at", "Blocked since", ("discard",)),
         State("failed", "Failed", FailedExecution, "job__", ("-id",), "created_at", "Failed", ("retry", "discard")),
         State("finished", "Finished", Job, "", ("-id",), "finished_at", "Finished", ("enqueue",)),
@@ -260,7 +271,9 @@ def _detail(row: Any, job: Job, state: State) -> str:
 
 def _first_state(queue: ObservedQueue) -> str:
     """What an operator comes for: failures, then what waits."""
-    return next((name for name in ("failed", "ready", "claimed", "scheduled", "blocked") if getattr(queue, name)), "finished")
+    return next(
+        (name for name in ("failed", "ready", "claimed", "scheduled", "blocked") if getattr(queue, name)), "finished"
+    )
 
 
 def _nothing(name: str) -> ObservedQueue:

@@ -84,7 +84,12 @@ class DashboardAdmin(_Base):
     def _show(
         self, request: HttpRequest, config: BackendConfig, template: str, title: str, shown: dict[str, Any]
     ) -> HttpResponse:
-        shown |= {"links": self._links(config), "backend": config, "now": shown["observation"].now, "here": request.get_full_path()}
+        shown |= {
+            "links": self._links(config),
+            "backend": config,
+            "now": shown["observation"].now,
+            "here": request.get_full_path(),
+        }
         # The script on the page asks for what changes, and nothing around it.
         if request.headers.get("DJ-Queue-Live") == "1":
             return render(request, f"dj_queue_admin/{template}_live.html", shown)

@@ -18,12 +18,12 @@ def badge(state: str | None) -> SafeString:
 
 
 def moment(at: datetime | None) -> SafeString:
-    """A time in the site's zone, which the page's script turns into the viewer's; the exact one on hover."""
+    """A time in the site's zone, which the console's script turns into the viewer's; the exact one on hover."""
     if at is None:
         return NOTHING
     local = timezone.localtime(at) if timezone.is_aware(at) else at
     return format_html(
-        '<time class="djq-time" datetime="{}" title="{}">{}</time>',
+        '<time datetime="{}" title="{}" data-djq-time="absolute">{}</time>',
         at.isoformat(),
         f"{local:%Y-%m-%d %H:%M:%S.%f} {local.tzname() or ''}".strip(),
         formats.date_format(local, "Y-m-d H:i:s"),

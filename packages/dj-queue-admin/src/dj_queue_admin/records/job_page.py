@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.http import urlencode
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import (
@@ -215,4 +217,7 @@ def _recurring(admin: RecordAdmin, config: BackendConfig, job: Any) -> dict[str,
 
 
 def _queue_url(admin: RecordAdmin, job: Job) -> str:
-    return admin.url_of_list(Job, backend=job.backend_alias, queue=job.queue_name)
+    """The queue's page on the dashboard."""
+    name = "admin:dj_queue_dashboard_queue"
+    address = reverse(name, args=[job.queue_name], current_app=admin.admin_site.name)
+    return f"{address}?{urlencode({'backend': job.backend_alias})}"

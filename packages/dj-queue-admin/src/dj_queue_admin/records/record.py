@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from django.contrib import messages
 from django.contrib.admin import ModelAdmin, ShowFacets
+from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import quote, unquote
+from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.shortcuts import render
@@ -162,6 +164,10 @@ class RecordAdmin(_Base):
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
         if request.method == "POST" and (verb := self.action_verbs.get(request.POST.get("action", ""))):
             permissions.require(request, verb, self.model)
+            chosen = request.POST.copy()
+            ids = [text for text in chosen.getlist(ACTION_CHECKBOX_NAME) if self._is_id(text)]
+            chosen.setlist(ACTION_CHECKBOX_NAME, ids)
+            request.POST = chosen  # type: ignore[assignment]
         config = backends.selected(request)
         context = {
             **self._page(request, config).context,
@@ -171,6 +177,14 @@ class RecordAdmin(_Base):
         }
         context.pop("title")
         return super().changelist_view(request, context)
+
+    def _is_id(self, text: str) -> bool:
+        """Whether a row could have this id; what could not would be an error of the database."""
+        try:
+            value = self.opts.pk.to_python(text)
+        except ValidationError:
+            return False
+        return not isinstance(value, int) or 0 < value < 2**63
 
     # ---- a row's page -------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from dj_queue.config import BackendConfig, backend_config, managed_aliases
+from dj_queue.identifiers import first_id
 from dj_queue.models import (
     STATES,
     BlockedExecution,
@@ -283,7 +284,7 @@ class Selection:
             return Q()
         axis = self._axis
         of_ids = axis in ("id", "job_id")
-        return _between(axis, *((_first_id(at) if of_ids else at) if at else None for at in (self.since, self.until)))
+        return _between(axis, *((first_id(at) if of_ids else at) if at else None for at in (self.since, self.until)))
 
     @property
     def _exact(self) -> Q:
@@ -409,11 +410,6 @@ def _time(name: str, text: str, mistakes: list[str]) -> datetime | None:
 def _between(field: str, first: Any, end: Any) -> Q:
     bounds = {f"{field}__gte": first, f"{field}__lt": end}
     return Q(**{name: bound for name, bound in bounds.items() if bound is not None})
-
-
-def _first_id(at: datetime) -> UUID:
-    """The smallest UUIDv7 of a time."""
-    return UUID(int=int(at.timestamp() * 1000) << 80)
 
 
 def _as_json(text: str) -> Iterable[str]:
