@@ -322,3 +322,16 @@ def hot(path: str, line: str) -> None:
 @task
 def report_time() -> float:
     return time.time()
+
+
+# ---- for tests of the admin -------------------------------------------------------------------------
+
+
+@task
+def log_in(user: str, password: str) -> str:
+    return user
+
+
+@task
+def raise_with_arguments(message: str, password: str) -> None:
+    raise ValueError(f"could not log in with {password}: {message}")

@@ -1,6 +1,7 @@
 """The Django app."""
 
 from django.apps import AppConfig, apps
+from django.core import checks
 
 
 class DjQueueAdminConfig(AppConfig):
@@ -8,6 +9,9 @@ class DjQueueAdminConfig(AppConfig):
     verbose_name = "dj-queue admin"
 
     def ready(self) -> None:
+        from dj_queue_admin import options
+
+        checks.register(options.check, "dj_queue")
         queue = apps.get_app_config("dj_queue")
         queue.verbose_name = _First(queue.verbose_name)
 

@@ -171,7 +171,7 @@ class FailedExecutionAdmin(RecordAdmin):
         rows: QuerySet[Any] = FailedExecution.objects.using(config.database_alias).filter(pk__in=newest)
         rows = rows.annotate(message_text=Left("message", _MESSAGE + 1))
         rows = shown.as_text(rows, shown.LONGEST_IN_LIST, payload_text="job__payload")
-        rows = rows.select_related("job").only("message_text", "payload_text", "job__task_path")
+        rows = rows.select_related("job").only("pk", "job__task_path")
         return {row.pk: message_of(row) for row in rows}
 
     def _group(self, config: BackendConfig, found: dict[str, Any], message: str) -> Group:

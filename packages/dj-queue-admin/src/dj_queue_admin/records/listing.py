@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib import messages
 from django.contrib.admin.options import IncorrectLookupParameters
-from django.contrib.admin.views.main import ChangeList
+from django.contrib.admin.views.main import SEARCH_VAR, ChangeList
 from django.core.paginator import InvalidPage, Paginator
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest
@@ -72,6 +72,8 @@ class Listing(ChangeList):
         return self.root_queryset
 
     def get_results(self, request: HttpRequest) -> None:
+        # As it came: Django drops a search that it cannot use, and would list everything.
+        self.query = request.GET.get(SEARCH_VAR, "")
         self.found = found = self.model_admin.find(request, self.query)
         for mistake in found.mistakes:
             messages.error(request, f"{mistake}. Nothing is listed: correct the filter.")
