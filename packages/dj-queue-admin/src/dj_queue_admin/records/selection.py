@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cached_property
@@ -40,6 +40,7 @@ from dj_queue_admin.redaction import redaction, scrub
 WINDOW: Final = 20_000  # rows that are looked at where no index helps
 COUNTED: Final = 10_000  # rows that are counted
 MATCHES: Final = 1_000  # that a search for text keeps
+_LOADED = 200  # of them at a time
 
 DRIVERS: Final[dict[str, type[Model]]] = {
     "ready": ReadyExecution,
@@ -90,6 +91,11 @@ class Count(NamedTuple):
         return f"more than {self.number:,}" if self.more else f"{self.number:,}"
 
 
+class _Hits(NamedTuple):
+    job_ids: list[Any]
+    more: bool = False
+
+
 @dataclass(frozen=True)
 class Selection:
     config: BackendConfig
@@ -113,14 +119,14 @@ class Selection:
         if self.mistakes:
             return []
         if self.text and self.job_id is None:
-            return self._hits
+            return self._hits.job_ids
         return self._rows.order_by(*self._order).values_list(self._job, flat=True)
 
     @cached_property
     def count(self) -> Count:
         found = self.found
         if isinstance(found, list):
-            return Count(len(found), self._more_hits if self.text else False)
+            return Count(len(found), not self.mistakes and self._hits.more)
         number = self._rows.order_by()[: COUNTED + 1].count()
         return Count(min(number, COUNTED), number > COUNTED)
 
@@ -181,7 +187,7 @@ class Selection:
         if self.job_id is not None:
             matching = matching.filter(job_id=self.job_id)
         elif self.text:
-            return list(self._containing(matching.order_by("pk"))), looked[-1]
+            return self._containing(matching.order_by("pk"), size).job_ids, looked[-1]
         return list(matching.order_by("pk").values_list(self._job, flat=True)), looked[-1]
 
     # ---- the driving table --------------------------------------------------------------------------
@@ -307,20 +313,11 @@ class Selection:
     # ---- text ---------------------------------------------------------------------------------------
 
     @cached_property
-    def _hits(self) -> list[Any]:
-        hits = []
-        for job_id in self._containing(self._rows.order_by(*self._order)):
-            hits.append(job_id)
-            if len(hits) > MATCHES:
-                break
-        return hits[:MATCHES]
+    def _hits(self) -> _Hits:
+        return self._containing(self._rows.order_by(*self._order), MATCHES)
 
-    @property
-    def _more_hits(self) -> bool:
-        return len(self._hits) == MATCHES
-
-    def _containing(self, rows: QuerySet[Any]) -> Iterator[Any]:
-        """The ids of the jobs in which the text can be seen. What is hidden is not found."""
+    def _containing(self, rows: QuerySet[Any], limit: int) -> _Hits:
+        """The jobs in which the text can be seen, among the first so many that have it; what is hidden is not found."""
         path = f"{self._prefix}task_path"
         where = Q(**{f"{path}__icontains": self.text})
         fields = [path]
@@ -332,10 +329,14 @@ class Selection:
             if self.model is FailedExecution:
                 where |= Q(exception_class__icontains=self.text) | Q(message__icontains=self.text)
                 fields += ["exception_class", "message"]
-        found = rows.filter(where).values_list(self._job, *fields)
-        for job_id, *values in found.iterator(chunk_size=100):
-            if self._is_seen(*values):
-                yield job_id
+        having = list(rows.filter(where).values_list(self._job, flat=True)[: limit + 1])
+        more, having = len(having) > limit, having[:limit]
+        seen: set[Any] = set()
+        for start in range(0, len(having), _LOADED):
+            # Not all at once: their arguments may be long.
+            loaded = rows.order_by().filter(**{f"{self._job}__in": having[start : start + _LOADED]})
+            seen.update(job_id for job_id, *values in loaded.values_list(self._job, *fields) if self._is_seen(*values))
+        return _Hits([job_id for job_id in having if job_id in seen], more)
 
     def _is_seen(self, task_path: str, payload: str = "null", *messages: str) -> bool:
         wanted = self.text.lower()
