@@ -11,7 +11,7 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadReque
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from dj_queue.config import BackendConfig
-from dj_queue.models import Job, Pause
+from dj_queue.models import MAX_QUEUE_NAME, Job, Pause
 from dj_queue.operations import jobs, queues, stored
 from dj_queue_admin import audit, permissions
 from dj_queue_admin.dashboard.queue import SIZE, State, exists, rows, state_named
@@ -30,7 +30,7 @@ def act_on_queue(request: HttpRequest, config: BackendConfig, links: Links, name
         return HttpResponseBadRequest(f"{action!r} is no action on a queue. Known: {', '.join(_ON_QUEUE)}.")
     verb, model, do = act
     permissions.require(request, verb, model)
-    if len(name) > Pause._meta.get_field("queue_name").max_length or not exists(config, name):
+    if len(name) > MAX_QUEUE_NAME or not exists(config, name):
         raise Http404(f"The backend {config.alias!r} has no queue {name!r}.")
     level, text = do(request, config, name)
     messages.add_message(request, level, text)

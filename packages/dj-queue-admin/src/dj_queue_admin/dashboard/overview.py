@@ -49,7 +49,13 @@ _RECURRING_COLUMNS = [
 ]
 _SEMAPHORE_COLUMNS = [
     Column("key", "Concurrency key", lambda semaphore: semaphore.key),
-    Column("taken", "Taken", lambda semaphore: semaphore.limit - semaphore.available_slots, numeric=True, largest_first=True),
+    Column(
+        "taken",
+        "Taken",
+        lambda semaphore: semaphore.limit - semaphore.available_slots,
+        numeric=True,
+        largest_first=True,
+    ),
     Column("waiters", "Waiting", lambda semaphore: semaphore.blocked_waiters, numeric=True, largest_first=True),
     Column("expires", "Expires", lambda semaphore: semaphore.expires_at),
 ]
@@ -81,8 +87,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
         "recurring": Table("recurring_", _RECURRING_COLUMNS, seen.recurring, size=RECURRING, query=request.GET),
         "semaphores": Table("semaphores_", _SEMAPHORE_COLUMNS, seen.semaphores, size=SEMAPHORES, query=request.GET),
         "links_to_rows": {
-            model._meta.model_name: links.rows(model)
-            for model in (Job, Pause, Process, RecurringTask, Semaphore)
+            model._meta.model_name: links.rows(model) for model in (Job, Pause, Process, RecurringTask, Semaphore)
         },
         "empty": is_empty(seen),
         "may": allowed(request),
@@ -139,7 +144,8 @@ def does(process: ObservedProcess) -> str:
         return f"up to {told.get('batch_size', '?')} at once"
     if kind == Process.Kind.SCHEDULER:
         dynamic = "dynamic tasks" if told.get("dynamic_tasks_enabled") else "no dynamic tasks"
-        return f"{told.get('static_task_count', 0)} static, {dynamic}, {'cleanup' if told.get('cleanup_enabled') else 'no cleanup'}"
+        cleanup = "cleanup" if told.get("cleanup_enabled") else "no cleanup"
+        return f"{told.get('static_task_count', 0)} static, {dynamic}, {cleanup}"
     return f"{told.get('mode', '?')} mode"
 
 

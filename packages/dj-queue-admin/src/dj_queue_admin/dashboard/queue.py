@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -13,6 +13,7 @@ from django.db.models import Q, QuerySet
 from django.http import Http404, HttpRequest
 
 from dj_queue.config import BackendConfig
+from dj_queue.identifiers import first_id
 from dj_queue.models import (
     STATES,
     BlockedExecution,
@@ -25,12 +26,14 @@ from dj_queue.models import (
     ScheduledExecution,
 )
 from dj_queue.operations import history, observation
+from dj_queue.operations.history import RANGES
 from dj_queue.operations.observation import ObservedQueue
 from dj_queue_admin import permissions
 from dj_queue_admin.dashboard import overview
 from dj_queue_admin.dashboard.tables import Column, Heading, Pages, changed, order_of, parse_sort, sort_address
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.templatetags.dj_queue_admin import NOTHING
 
 SIZE: Final = 100
 # Of so many jobs of a state, any order and any search is cheap. Of more, the first so many are searched.
@@ -54,9 +57,20 @@ class State:
 _BY_NAME: Final = {
     state.name: state
     for state in (
-        State("ready", "Ready", ReadyExecution, "job__", ("-priority", "id"), "created_at", "Ready since", ("discard",)),
+        State(
+            "ready", "Ready", ReadyExecution, "job__", ("-priority", "id"), "created_at", "Ready since", ("discard",)
+        ),
         State("claimed", "Running", ClaimedExecution, "job__", ("id",), "created_at", "Claimed", ()),
-        State("scheduled", "Scheduled", ScheduledExecution, "job__", ("scheduled_at", "id"), "scheduled_at", "Due", ("discard",)),
+        State(
+            "scheduled",
+            "Scheduled",
+            ScheduledExecution,
+            "job__",
+            ("scheduled_at", "id"),
+            "scheduled_at",
+            "Due",
+            ("discard",),
+        ),
         State("blocked", "Blocked", BlockedExecution, "job__", ("id",), "created_at", "Blocked since", ("discard",)),
         State("failed", "Failed", FailedExecution, "job__", ("-id",), "created_at", "Failed", ("retry", "discard")),
         State("finished", "Finished", Job, "", ("-id",), "finished_at", "Finished", ("enqueue",)),
@@ -121,12 +135,15 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
             )
             for each in _BY_NAME.values()
         ],
-        "jobs": jobs(request, config, name, state, many=getattr(queue, state.name) >= LOOK),
+        "jobs": jobs(request, config, name, state, seen.now, many=getattr(queue, state.name) >= LOOK),
         "verbs": [verb for verb in state.verbs if permissions.may(request, verb, Job)],
         "may": overview.allowed(request),
         "may_read": permissions.may_read(request, Job),
         "q": request.GET.get("q", ""),
-        "hidden": [(key, value) for key, value in request.GET.items() if key not in ("q", "page", "task")],
+        "since": request.GET.get("since", ""),
+        "sinces": [("", "at any time"), *((each.name, f"within {each.label}") for each in RANGES)],
+        "look": LOOK,
+        "hidden": [(key, value) for key, value in request.GET.items() if key not in ("q", "since", "page")],
         "job_links": links.rows(Job, queue=name),
         **overview.charts_context(request, config, past, within),
     }
@@ -134,7 +151,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
 
 def rows(config: BackendConfig, name: str, state: State) -> QuerySet[Any]:
     """Every row of a queue in a state: of its own table, or of the jobs for those that are finished."""
-    found = state.model.objects.using(config.database_alias)
+    found: QuerySet[Any] = state.model.objects.using(config.database_alias)
     if state.name == "finished":
         return found.filter(backend_alias=config.alias, queue_name=name, finished_at__isnull=False)
     if state.name == "claimed":
@@ -144,10 +161,10 @@ def rows(config: BackendConfig, name: str, state: State) -> QuerySet[Any]:
     return found.select_related("job", "process") if state.name == "claimed" else found.select_related("job")
 
 
-def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, *, many: bool) -> Jobs:
+def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, now: datetime, *, many: bool) -> Jobs:
     """One page of a queue's jobs in a state, searched and sorted as the address asks."""
     found = rows(config, name, state)
-    searched = _search(request, state)
+    searched = _search(request, state, now)
     if state.name == "finished":
         found, many = _where_some_are(config, name, found)
     elif many and searched:
@@ -178,17 +195,21 @@ def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, *
 # ---- searching and sorting --------------------------------------------------------------------------
 
 
-def _search(request: HttpRequest, state: State) -> Q | None:
-    """Job id, or text in the task's path or, for those who may read them, in the arguments."""
-    text = request.GET.get("q", "").strip().replace("\x00", "")
+def _search(request: HttpRequest, state: State, now: datetime) -> Q | None:
+    """When it was enqueued; its id; or text in the task's path or, for those who may read them, in the arguments."""
     found = Q()
+    since = next((each for each in RANGES if each.name == request.GET.get("since")), None)
+    if since is not None:
+        found &= Q(**{f"{state.path}id__gte": first_id(now - since.step * since.steps)})
+    text = request.GET.get("q", "").strip().replace("\x00", "")
     if text:
         try:
-            return Q(**{f"{state.path}id" if state.path else "id": UUID(text)})
+            found &= Q(**{f"{state.path}id": UUID(text)})
         except ValueError:
-            found = Q(**{f"{state.path}task_path__icontains": text})
+            among = Q(**{f"{state.path}task_path__icontains": text})
             if permissions.may_read(request, Job):
-                found |= Q(**{f"{state.path}payload__icontains": text})
+                among |= Q(**{f"{state.path}payload__icontains": text})
+            found &= among
     return found or None
 
 
@@ -252,15 +273,17 @@ def _detail(row: Any, job: Job, state: State) -> str:
     if state.name == "failed":
         return str(row.exception_class)
     if state.name == "claimed":
-        return str(row.process) if row.process else "–"
+        return str(row.process) if row.process else NOTHING
     if state.name == "finished":
-        return str(job.worker_ids[-1]) if job.worker_ids else "–"
-    return job.concurrency_key or "–"
+        return str(job.worker_ids[-1]) if job.worker_ids else NOTHING
+    return job.concurrency_key or NOTHING
 
 
 def _first_state(queue: ObservedQueue) -> str:
     """What an operator comes for: failures, then what waits."""
-    return next((name for name in ("failed", "ready", "claimed", "scheduled", "blocked") if getattr(queue, name)), "finished")
+    return next(
+        (name for name in ("failed", "ready", "claimed", "scheduled", "blocked") if getattr(queue, name)), "finished"
+    )
 
 
 def _nothing(name: str) -> ObservedQueue:
