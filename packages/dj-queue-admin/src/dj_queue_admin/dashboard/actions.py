@@ -17,6 +17,7 @@ from dj_queue_admin import audit, permissions
 from dj_queue_admin.dashboard.queue import SIZE, State, exists, rows, state_named
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.records.job_page import JSON_FIELDS
 from dj_queue_admin.templatetags.dj_queue_admin import number
 
 MOST_SELECTED: Final = SIZE
@@ -50,8 +51,8 @@ def act_on_jobs(request: HttpRequest, config: BackendConfig, links: Links, name:
         messages.warning(request, "No job was selected.")
         return _back(request, config, links, name)
     # Only those of this backend, queue and state: whatever else was sent is left alone.
-    key = "job_id" if state.path else "id"
-    found = rows(config, name, state).filter(**{f"{key}__in": selected[:MOST_SELECTED]})
+    found = rows(config, name, state).filter(**{f"{state.job_id}__in": selected[:MOST_SELECTED]})
+    found = found.defer(*(f"{state.path}{field}" for field in JSON_FIELDS))
     there = [row.job if state.path else row for row in found.order_by(*state.order)]
     done = _ON_JOBS[verb](config, state, [job.pk for job in there])
     if done:

@@ -8,12 +8,12 @@ from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from django.core.paginator import Page, Paginator
-from django.db.models import Q, QuerySet
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest
+from django.utils.safestring import SafeString
 
 from dj_queue.config import BackendConfig
-from dj_queue.identifiers import first_id
 from dj_queue.models import (
     STATES,
     BlockedExecution,
@@ -33,10 +33,12 @@ from dj_queue_admin.dashboard import overview
 from dj_queue_admin.dashboard.tables import Column, Heading, Pages, changed, order_of, parse_sort, sort_address
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.records import selection, shown
+from dj_queue_admin.records.job import arguments
 from dj_queue_admin.templatetags.dj_queue_admin import NOTHING
 
 SIZE: Final = 100
-# Of so many jobs of a state, any order and any search is cheap. Of more, the first so many are searched.
+# Of so many jobs of a state, any order is cheap.
 LOOK: Final = 10_000
 
 
@@ -52,6 +54,11 @@ class State:
     at: str  # the time that matters in this state
     at_label: str
     verbs: tuple[Verb, ...]
+
+    @property
+    def job_id(self) -> str:
+        """The field of the model that holds the job's id."""
+        return "job_id" if self.path else "id"
 
 
 _BY_NAME: Final = {
@@ -83,6 +90,7 @@ class Line:
     """One job as a row of the table."""
 
     job: Job
+    arguments: SafeString
     at: datetime | None
     detail: str
 
@@ -90,10 +98,9 @@ class Line:
 @dataclass(frozen=True)
 class Jobs:
     headings: Sequence[Heading]
-    page: Page[Any]
     pages: Pages
     lines: Sequence[Line]
-    limited: bool  # only the first `LOOK` were searched, and no other order is offered
+    note: str  # what was left out
     searched: bool
 
 
@@ -135,14 +142,13 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
             )
             for each in _BY_NAME.values()
         ],
-        "jobs": jobs(request, config, name, state, seen.now, many=getattr(queue, state.name) >= LOOK),
+        "jobs": jobs(request, config, name, state, many=getattr(queue, state.name) >= LOOK),
         "verbs": [verb for verb in state.verbs if permissions.may(request, verb, Job)],
         "may": overview.allowed(request),
         "may_read": permissions.may_read(request, Job),
         "q": request.GET.get("q", ""),
         "since": request.GET.get("since", ""),
         "sinces": [("", "at any time"), *((each.name, f"within {each.label}") for each in RANGES)],
-        "look": LOOK,
         "hidden": [(key, value) for key, value in request.GET.items() if key not in ("q", "since", "page")],
         "job_links": links.rows(Job, queue=name),
         **overview.charts_context(request, config, past, within),
@@ -161,73 +167,53 @@ def rows(config: BackendConfig, name: str, state: State) -> QuerySet[Any]:
     return found.select_related("job", "process") if state.name == "claimed" else found.select_related("job")
 
 
-def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, now: datetime, *, many: bool) -> Jobs:
-    """One page of a queue's jobs in a state, searched and sorted as the address asks."""
-    found = rows(config, name, state)
-    searched = _search(request, state, now)
-    if state.name == "finished":
-        found, many = _where_some_are(config, name, found)
-    elif many and searched:
-        found = found.filter(pk__in=list(found.order_by(*state.order).values_list("pk", flat=True)[:LOOK]))
-    if searched:
-        found = found.filter(searched)
-    columns = _columns(state, sortable=not many)
+def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, *, many: bool) -> Jobs:
+    """One page of a queue's jobs in a state, searched or sorted as the address asks."""
+    given = {"since": request.GET.get("since", "")}
+    contents = permissions.may_read(request, Job)
+    text = request.GET.get("q", "").strip()
+    chosen = selection.read(given, config, contents=contents, text=text, status=state.name, queue=name)
+    searched = bool(text or given["since"])
+    # To sort is to read all of them: offered where that is cheap, and what was searched keeps its order.
+    sortable = not many and not searched and state.name != "finished"
+    columns = _columns(state, sortable=sortable)
     sort = parse_sort(request.GET.get("sort", ""), [column.key for column in columns if column.value])
-    order = [f"{'-' if down else ''}{_fields(state)[key]}" for key, down in sort] + list(state.order)
-    page = Paginator(found.order_by(*order)[:LOOK], SIZE).get_page(request.GET.get("page"))
+    found: Any = chosen.found
+    if sort:
+        order = [f"{'-' if down else ''}{_fields(state)[key]}" for key, down in sort]
+        found = rows(config, name, state).order_by(*order, *state.order).values_list(state.job_id, flat=True)
+    paginator = Paginator(found, SIZE)
+    paginator.__dict__["count"] = chosen.count.number  # it would count them all
+    page = paginator.get_page(request.GET.get("page"))
+    headings = [
+        Heading(
+            column, order_of(column.key, sort), sort_address(request.GET, "", column, sort) if column.value else None
+        )
+        for column in columns
+    ]
+    note = chosen.note or " ".join(chosen.mistakes)
+    if not note and chosen.count.more:
+        note = f"The first {chosen.count.number:,} are listed here."
     return Jobs(
-        headings=[
-            Heading(
-                column,
-                order_of(column.key, sort),
-                sort_address(request.GET, "", column, sort) if column.value else None,
-            )
-            for column in columns
-        ],
-        page=page,
-        pages=Pages(page, request.GET, ""),
-        lines=[_line(row, state) for row in page.object_list],
-        limited=many,
-        searched=bool(searched),
+        headings, Pages(page, request.GET, ""), _lines(config, name, state, list(page), contents), note, searched
     )
 
 
-# ---- searching and sorting --------------------------------------------------------------------------
+def _lines(config: BackendConfig, name: str, state: State, ids: Sequence[UUID], contents: bool) -> list[Line]:
+    """The jobs of one page, without what may be large; those that are gone meanwhile are left out."""
+    found = rows(config, name, state).filter(**{f"{state.job_id}__in": ids})
+    found = found.defer(*(f"{state.path}{field}" for field in ("payload", "return_value", "errors")))
+    if contents:
+        found = shown.as_text(found, shown.LONGEST_IN_LIST, payload_text=f"{state.path}payload")
+    lines = {}
+    for row in found:
+        job = row.job if state.path else row
+        job.payload_text = getattr(row, "payload_text", None)
+        lines[job.pk] = Line(job, arguments(job), getattr(row, state.at), _detail(row, job, state))
+    return [lines[job_id] for job_id in ids if job_id in lines]
 
 
-def _search(request: HttpRequest, state: State, now: datetime) -> Q | None:
-    """When it was enqueued; its id; or text in the task's path or, for those who may read them, in the arguments."""
-    found = Q()
-    since = next((each for each in RANGES if each.name == request.GET.get("since")), None)
-    if since is not None:
-        found &= Q(**{f"{state.path}id__gte": first_id(now - since.step * since.steps)})
-    text = request.GET.get("q", "").strip().replace("\x00", "")
-    if text:
-        try:
-            found &= Q(**{f"{state.path}id": UUID(text)})
-        except ValueError:
-            among = Q(**{f"{state.path}task_path__icontains": text})
-            if permissions.may_read(request, Job):
-                among |= Q(**{f"{state.path}payload__icontains": text})
-            found &= among
-    return found or None
-
-
-def _where_some_are(config: BackendConfig, name: str, finished: QuerySet[Any]) -> tuple[QuerySet[Any], bool]:
-    """Finished jobs among the newest of a queue or, behind a long backlog, among its oldest.
-
-    No index has them: a finish changes nothing that is indexed. Returns whether there may be others.
-    """
-    every = Job.objects.using(config.database_alias).filter(backend_alias=config.alias, queue_name=name)
-    ids = every.values_list("id", flat=True)
-    newest = ids.order_by("-id")[LOOK : LOOK + 1].first()
-    if newest is None:
-        return finished, False
-    found = finished.filter(id__gt=newest)
-    if found.order_by("-id").exists():
-        return found, True
-    oldest = ids.order_by("id")[LOOK : LOOK + 1].first()
-    return finished.filter(id__lt=oldest), True
+# ---- sorting ----------------------------------------------------------------------------------------
 
 
 def _columns(state: State, *, sortable: bool) -> list[Column]:
@@ -262,11 +248,6 @@ _DETAILS: Final = {
     "failed": "Error",
     "finished": "Worker",
 }
-
-
-def _line(row: Any, state: State) -> Line:
-    job: Job = row.job if state.path else row
-    return Line(job, getattr(row, state.at), _detail(row, job, state))
 
 
 def _detail(row: Any, job: Job, state: State) -> str:
