@@ -11,12 +11,13 @@ from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadReque
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from dj_queue.config import BackendConfig
-from dj_queue.models import Job, Pause
+from dj_queue.models import MAX_QUEUE_NAME, Job, Pause
 from dj_queue.operations import jobs, queues, stored
 from dj_queue_admin import audit, permissions
 from dj_queue_admin.dashboard.queue import SIZE, State, exists, rows, state_named
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.records.job_page import JSON_FIELDS
 from dj_queue_admin.templatetags.dj_queue_admin import number
 
 MOST_SELECTED: Final = SIZE
@@ -30,7 +31,7 @@ def act_on_queue(request: HttpRequest, config: BackendConfig, links: Links, name
         return HttpResponseBadRequest(f"{action!r} is no action on a queue. Known: {', '.join(_ON_QUEUE)}.")
     verb, model, do = act
     permissions.require(request, verb, model)
-    if len(name) > Pause._meta.get_field("queue_name").max_length or not exists(config, name):
+    if len(name) > MAX_QUEUE_NAME or not exists(config, name):
         raise Http404(f"The backend {config.alias!r} has no queue {name!r}.")
     level, text = do(request, config, name)
     messages.add_message(request, level, text)
@@ -50,8 +51,8 @@ def act_on_jobs(request: HttpRequest, config: BackendConfig, links: Links, name:
         messages.warning(request, "No job was selected.")
         return _back(request, config, links, name)
     # Only those of this backend, queue and state: whatever else was sent is left alone.
-    key = "job_id" if state.path else "id"
-    found = rows(config, name, state).filter(**{f"{key}__in": selected[:MOST_SELECTED]})
+    found = rows(config, name, state).filter(**{f"{state.job_id}__in": selected[:MOST_SELECTED]})
+    found = found.defer(*(f"{state.path}{field}" for field in JSON_FIELDS))
     there = [row.job if state.path else row for row in found.order_by(*state.order)]
     done = _ON_JOBS[verb](config, state, [job.pk for job in there])
     if done:

@@ -80,7 +80,7 @@ def charts(history: History, *, keeps_finished: bool) -> list[Chart]:
     about = "about " if history.estimated else ""
     finished, failed = sum(step.finished for step in steps), sum(step.failed for step in steps)
     at_least = "+" if history.failures_capped else ""
-    found = [
+    return [
         _bars(
             "throughput",
             "Throughput",
@@ -120,7 +120,6 @@ def charts(history: History, *, keeps_finished: bool) -> list[Chart]:
             area=False,
         ),
     ]
-    return found
 
 
 def _bars(key: str, title: str, note: str, series: Sequence[Series], steps: Sequence[Step]) -> Chart:
@@ -160,7 +159,8 @@ def _bars(key: str, title: str, note: str, series: Sequence[Series], steps: Sequ
 def _lines(key: str, title: str, note: str, series: Sequence[Series], steps: Sequence[Step], *, area: bool) -> Chart:
     values = [value for each in series for step in steps if (value := each.value(step)) is not None]
     write = series[0].write
-    top = _round_up(max(values, default=0), whole=write is number)
+    largest = max(values, default=0)
+    top = _round_up(largest, whole=True) if write is number else _round_up_time(largest)
     lines = [_line(each, steps, top, area=area) for each in series]
     return Chart(
         key,
@@ -226,6 +226,16 @@ def _rows(series: Sequence[Series], steps: Sequence[Step]) -> list[Row]:
 def _ticks(top: float, write: Callable[[Any], str]) -> list[str]:
     half = top / 2
     return [write(top), write(int(half) if half == int(half) else half) if top != 1 else "", write(0)]
+
+
+# Above a second: so that half of it is round as well.
+_TIMES = (2, 4, 10, 20, 40, 60, 120, 240, 600, 1200, 2400, 3600, 7200, 14400, 28800, 43200, 86400)
+
+
+def _round_up_time(seconds: float) -> float:
+    if seconds <= 1:
+        return _round_up(seconds, whole=False)
+    return next((top for top in _TIMES if top >= seconds), -(-seconds // 172800) * 172800)
 
 
 def _round_up(value: float, *, whole: bool) -> float:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from django.db import connections
 
 from dj_queue.config import BackendConfig
-from dj_queue.models import FailedExecution, Process, RecurringTask, Semaphore
+from dj_queue.models import FailedExecution, Process
 from dj_queue.operations.observation import Observation, ObservedQueue
 from dj_queue_admin.links import Links
 from dj_queue_admin.templatetags.dj_queue_admin import duration, number
@@ -60,6 +60,7 @@ def cards(seen: Observation, links: Links) -> list[Card]:
     live, stale = _by_life(seen)
     workers = [process for process in seen.processes if process.live and process.kind == Process.Kind.WORKER]
     threads = sum(_whole(process.metadata.get("threads")) for process in workers)
+    alive = f"{_counted(len(workers), 'worker')}, {_counted(live, 'process', 'processes')} alive"
     running = total(queues, "claimed")
     waits = [queue.latency_seconds for queue in queues if queue.latency_seconds is not None]
     return [
@@ -84,7 +85,7 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             "attention",
             "Attention",
             str(failed),
-            ("failed jobs", f"{stale} stale {'process' if stale == 1 else 'processes'}"),
+            ("failed jobs", _counted(stale, "stale process", "stale processes")),
             "bad" if failed.count or stale else "good",
             links.rows(FailedExecution),
         ),
@@ -93,8 +94,8 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             "Runtime",
             str(running),
             (
-                f"running on {threads} {'thread' if threads == 1 else 'threads'}",
-                f"{len(workers)} {'worker' if len(workers) == 1 else 'workers'}, {live} {'process' if live == 1 else 'processes'} alive",
+                f"running on {_counted(threads, 'thread')}",
+                alive,
             ),
             "" if workers else "bad",
         ),
@@ -150,7 +151,8 @@ def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
         ),
         (
             "heartbeat",
-            f"every {duration(config.process_heartbeat_interval)}, stale after {duration(config.process_alive_threshold)}",
+            f"every {duration(config.process_heartbeat_interval)},"
+            f" stale after {duration(config.process_alive_threshold)}",
         ),
         ("retention", _retention(config)),
         ("recurring", f"{len(config.recurring)} in the settings, {number(len(seen.recurring))} stored"),
@@ -161,6 +163,10 @@ def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
 def _by_life(seen: Observation) -> tuple[int, int]:
     life = Counter(process.live for process in seen.processes)
     return life[True], life[False]
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{number(count)} {one if count == 1 else many or f'{one}s'}"
 
 
 def _whole(value: object) -> int:

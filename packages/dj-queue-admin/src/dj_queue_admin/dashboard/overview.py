@@ -144,7 +144,8 @@ def does(process: ObservedProcess) -> str:
         return f"up to {told.get('batch_size', '?')} at once"
     if kind == Process.Kind.SCHEDULER:
         dynamic = "dynamic tasks" if told.get("dynamic_tasks_enabled") else "no dynamic tasks"
-        return f"{told.get('static_task_count', 0)} static, {dynamic}, {'cleanup' if told.get('cleanup_enabled') else 'no cleanup'}"
+        cleanup = "cleanup" if told.get("cleanup_enabled") else "no cleanup"
+        return f"{told.get('static_task_count', 0)} static, {dynamic}, {cleanup}"
     return f"{told.get('mode', '?')} mode"
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
 
-from django.core.paginator import Page, Paginator
-from django.db.models import Q, QuerySet
+from django.core.paginator import Paginator
+from django.db.models import QuerySet
 from django.http import Http404, HttpRequest
+from django.utils.safestring import SafeString
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import (
@@ -25,15 +26,19 @@ from dj_queue.models import (
     ScheduledExecution,
 )
 from dj_queue.operations import history, observation
+from dj_queue.operations.history import RANGES
 from dj_queue.operations.observation import ObservedQueue
 from dj_queue_admin import permissions
 from dj_queue_admin.dashboard import overview
 from dj_queue_admin.dashboard.tables import Column, Heading, Pages, changed, order_of, parse_sort, sort_address
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.records import selection, shown
+from dj_queue_admin.records.job import arguments
+from dj_queue_admin.templatetags.dj_queue_admin import NOTHING
 
 SIZE: Final = 100
-# Of so many jobs of a state, any order and any search is cheap. Of more, the first so many are searched.
+# Of so many jobs of a state, any order is cheap.
 LOOK: Final = 10_000
 
 
@@ -49,6 +54,11 @@ class State:
     at: str  # the time that matters in this state
     at_label: str
     verbs: tuple[Verb, ...]
+
+    @property
+    def job_id(self) -> str:
+        """The field of the model that holds the job's id."""
+        return "job_id" if self.path else "id"
 
 
 _BY_NAME: Final = {
@@ -80,6 +90,7 @@ class Line:
     """One job as a row of the table."""
 
     job: Job
+    arguments: SafeString
     at: datetime | None
     detail: str
 
@@ -87,10 +98,9 @@ class Line:
 @dataclass(frozen=True)
 class Jobs:
     headings: Sequence[Heading]
-    page: Page[Any]
     pages: Pages
     lines: Sequence[Line]
-    limited: bool  # only the first `LOOK` were searched, and no other order is offered
+    note: str  # what was left out
     searched: bool
 
 
@@ -137,7 +147,9 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
         "may": overview.allowed(request),
         "may_read": permissions.may_read(request, Job),
         "q": request.GET.get("q", ""),
-        "hidden": [(key, value) for key, value in request.GET.items() if key not in ("q", "page", "task")],
+        "since": request.GET.get("since", ""),
+        "sinces": [("", "at any time"), *((each.name, f"within {each.label}") for each in RANGES)],
+        "hidden": [(key, value) for key, value in request.GET.items() if key not in ("q", "since", "page")],
         "job_links": links.rows(Job, queue=name),
         **overview.charts_context(request, config, past, within),
     }
@@ -145,7 +157,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
 
 def rows(config: BackendConfig, name: str, state: State) -> QuerySet[Any]:
     """Every row of a queue in a state: of its own table, or of the jobs for those that are finished."""
-    found = state.model.objects.using(config.database_alias)
+    found: QuerySet[Any] = state.model.objects.using(config.database_alias)
     if state.name == "finished":
         return found.filter(backend_alias=config.alias, queue_name=name, finished_at__isnull=False)
     if state.name == "claimed":
@@ -156,68 +168,52 @@ def rows(config: BackendConfig, name: str, state: State) -> QuerySet[Any]:
 
 
 def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, *, many: bool) -> Jobs:
-    """One page of a queue's jobs in a state, searched and sorted as the address asks."""
-    found = rows(config, name, state)
-    searched = _search(request, state)
-    if state.name == "finished":
-        found, many = _where_some_are(config, name, found)
-    elif many and searched:
-        found = found.filter(pk__in=list(found.order_by(*state.order).values_list("pk", flat=True)[:LOOK]))
-    if searched:
-        found = found.filter(searched)
-    columns = _columns(state, sortable=not many)
+    """One page of a queue's jobs in a state, searched or sorted as the address asks."""
+    given = {"since": request.GET.get("since", "")}
+    contents = permissions.may_read(request, Job)
+    text = request.GET.get("q", "").strip()
+    chosen = selection.read(given, config, contents=contents, text=text, status=state.name, queue=name)
+    searched = bool(text or given["since"])
+    # To sort is to read all of them: offered where that is cheap, and what was searched keeps its order.
+    sortable = not many and not searched and state.name != "finished"
+    columns = _columns(state, sortable=sortable)
     sort = parse_sort(request.GET.get("sort", ""), [column.key for column in columns if column.value])
-    order = [f"{'-' if down else ''}{_fields(state)[key]}" for key, down in sort] + list(state.order)
-    page = Paginator(found.order_by(*order)[:LOOK], SIZE).get_page(request.GET.get("page"))
+    found: Any = chosen.found
+    if sort:
+        order = [f"{'-' if down else ''}{_fields(state)[key]}" for key, down in sort]
+        found = rows(config, name, state).order_by(*order, *state.order).values_list(state.job_id, flat=True)
+    paginator = Paginator(found, SIZE)
+    paginator.__dict__["count"] = chosen.count.number  # it would count them all
+    page = paginator.get_page(request.GET.get("page"))
+    headings = [
+        Heading(
+            column, order_of(column.key, sort), sort_address(request.GET, "", column, sort) if column.value else None
+        )
+        for column in columns
+    ]
+    note = chosen.note or " ".join(chosen.mistakes)
+    if not note and chosen.count.more:
+        note = f"The first {chosen.count.number:,} are listed here."
     return Jobs(
-        headings=[
-            Heading(
-                column,
-                order_of(column.key, sort),
-                sort_address(request.GET, "", column, sort) if column.value else None,
-            )
-            for column in columns
-        ],
-        page=page,
-        pages=Pages(page, request.GET, ""),
-        lines=[_line(row, state) for row in page.object_list],
-        limited=many,
-        searched=bool(searched),
+        headings, Pages(page, request.GET, ""), _lines(config, name, state, list(page), contents), note, searched
     )
 
 
-# ---- searching and sorting --------------------------------------------------------------------------
+def _lines(config: BackendConfig, name: str, state: State, ids: Sequence[UUID], contents: bool) -> list[Line]:
+    """The jobs of one page, without what may be large; those that are gone meanwhile are left out."""
+    found = rows(config, name, state).filter(**{f"{state.job_id}__in": ids})
+    found = found.defer(*(f"{state.path}{field}" for field in ("payload", "return_value", "errors")))
+    if contents:
+        found = shown.as_text(found, shown.LONGEST_IN_LIST, payload_text=f"{state.path}payload")
+    lines = {}
+    for row in found:
+        job = row.job if state.path else row
+        job.payload_text = getattr(row, "payload_text", None)
+        lines[job.pk] = Line(job, arguments(job), getattr(row, state.at), _detail(row, job, state))
+    return [lines[job_id] for job_id in ids if job_id in lines]
 
 
-def _search(request: HttpRequest, state: State) -> Q | None:
-    """Job id, or text in the task's path or, for those who may read them, in the arguments."""
-    text = request.GET.get("q", "").strip().replace("\x00", "")
-    found = Q()
-    if text:
-        try:
-            return Q(**{f"{state.path}id" if state.path else "id": UUID(text)})
-        except ValueError:
-            found = Q(**{f"{state.path}task_path__icontains": text})
-            if permissions.may_read(request, Job):
-                found |= Q(**{f"{state.path}payload__icontains": text})
-    return found or None
-
-
-def _where_some_are(config: BackendConfig, name: str, finished: QuerySet[Any]) -> tuple[QuerySet[Any], bool]:
-    """Finished jobs among the newest of a queue or, behind a long backlog, among its oldest.
-
-    No index has them: a finish changes nothing that is indexed. Returns whether there may be others.
-    """
-    every = Job.objects.using(config.database_alias).filter(backend_alias=config.alias, queue_name=name)
-    ids = every.values_list("id", flat=True)
-    newest = ids.order_by("-id")[LOOK : LOOK + 1].first()
-    if newest is None:
-        return finished, False
-    found = finished.filter(id__gt=newest)
-    if found.order_by("-id").exists():
-        return found, True
-    oldest = ids.order_by("id")[LOOK : LOOK + 1].first()
-    return finished.filter(id__lt=oldest), True
+# ---- sorting ----------------------------------------------------------------------------------------
 
 
 def _columns(state: State, *, sortable: bool) -> list[Column]:
@@ -254,19 +250,14 @@ _DETAILS: Final = {
 }
 
 
-def _line(row: Any, state: State) -> Line:
-    job: Job = row.job if state.path else row
-    return Line(job, getattr(row, state.at), _detail(row, job, state))
-
-
 def _detail(row: Any, job: Job, state: State) -> str:
     if state.name == "failed":
         return str(row.exception_class)
     if state.name == "claimed":
-        return str(row.process) if row.process else "–"
+        return str(row.process) if row.process else NOTHING
     if state.name == "finished":
-        return str(job.worker_ids[-1]) if job.worker_ids else "–"
-    return job.concurrency_key or "–"
+        return str(job.worker_ids[-1]) if job.worker_ids else NOTHING
+    return job.concurrency_key or NOTHING
 
 
 def _first_state(queue: ObservedQueue) -> str:

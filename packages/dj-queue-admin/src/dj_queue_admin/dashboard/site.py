@@ -47,7 +47,7 @@ class DashboardAdmin(_Base):
     def overview(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
         config = backends.selected(request)
         shown = overview.context(request, config, self._links(config))
-        return self._show(request, config, "dashboard", "Dashboard", shown)
+        return self._show(request, config, "overview", "Dashboard", shown)
 
     def queue(self, request: HttpRequest, name: str) -> HttpResponse:
         config = backends.selected(request)
@@ -92,9 +92,9 @@ class DashboardAdmin(_Base):
         }
         # The script on the page asks for what changes, and nothing around it.
         if request.headers.get("DJ-Queue-Live") == "1":
-            return render(request, f"dj_queue_admin/{template}_live.html", shown)
+            return render(request, f"dj_queue_admin/dashboard/{template}_live.html", shown)
         frame = Page(self.admin_site, request, config, title).context
-        return render(request, f"dj_queue_admin/{template}.html", {**frame, **shown})
+        return render(request, f"dj_queue_admin/dashboard/{template}.html", {**frame, **shown})
 
     def _links(self, config: BackendConfig) -> Links:
         return Links(self.admin_site, config.alias, only_alias=len(backends.aliases()) == 1)
