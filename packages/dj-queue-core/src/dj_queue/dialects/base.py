@@ -111,6 +111,8 @@ class Dialect(ABC):
     vendor: str
     json_limits: JSONLimits
     one_statement = False
+    # Whether a derived table may refer to those before it.
+    lateral = False
     # Whether `observing` needs a transaction around it.
     observes_in_transaction = False
     _used_queues = observation_sql.DISTINCT_QUEUES

@@ -34,6 +34,7 @@ class PostgreSQL(Dialect):
     # The server's parser allows far more; what bounds nesting first is its stack.
     json_limits = JSONLimits(depth=500, nul=False)
     one_statement = True
+    lateral = True
     observes_in_transaction = True
     _used_queues = observation_sql.SKIPPED_QUEUES
     _ready_heads = observation_sql.SKIPPED_HEADS

@@ -90,9 +90,16 @@ def history_of(config: BackendConfig, within: Range, *, queue_name: str | None =
         spans = [Span(first_id(start), first_id(end)) for start, end in pairwise([*earlier, *edges[1:]])]
         extents = history.extents(cursor, spans, cap=CAP, queue=queue)
         parts = _parts(spans, extents)
-        sampled = history.sample(cursor, [span for _, span in parts], limit=SAMPLE, queue=queue)
+        sampled = history.sample(
+            cursor, [span for _, span in parts], limit=SAMPLE, queue=queue, lateral=dialect.lateral
+        )
         failures = history.failures(
-            cursor, list(pairwise(edges)), cap=FAILURES_CAP, alias=config.alias, queue_name=queue_name
+            cursor,
+            list(pairwise(edges)),
+            cap=FAILURES_CAP,
+            alias=config.alias,
+            queue_name=queue_name,
+            lateral=dialect.lateral,
         )
         recounted = _recount(cursor, spans, extents, queue)
         numbers = [recounted.get(n, number) for n, number in enumerate(_estimate(spans, extents, parts, sampled))]
