@@ -30,6 +30,7 @@ if not _given:
     # The admin, for the tests alone: a process that they start has no pages, and starts sooner.
     ROOT_URLCONF = "tests.urls"
     STATIC_URL = "static/"
+    PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]  # for speed
     INSTALLED_APPS += [
         "dj_queue_admin",
         "django.contrib.admin",

@@ -256,7 +256,7 @@ def _detail(row: Any, job: Job, state: State) -> str:
     if state.name == "claimed":
         return str(row.process) if row.process else NOTHING
     if state.name == "finished":
-        return str(job.worker_ids[-1]) if job.worker_ids else NOTHING
+        return str(job.worker_ids[-1]) if job.worker_ids and isinstance(job.worker_ids, list) else NOTHING
     return job.concurrency_key or NOTHING
 
 
