@@ -126,7 +126,7 @@ def test_what_is_invisible_is_written_out() -> None:
     assert shown.visible("a\0b\x1b\u202e\ud800\u2028\n\tc") == "a\\u0000b\\u001b\\u202e\\ud800\\u2028\n\tc"
     assert shown.visible("a\nb", lines=False) == "a\\u000ab"
     assert shown.visible("abcdef", longest=2) == "ab\n… 4 more characters"
-    assert shown.pretty({"ü": "é\u202e"}) == '{\n  "ü": "é\\u202e"\n}'
+    assert shown.pretty({"ü": "é\u202e"}) == '{"ü": "é\\u202e"}'
 
 
 # ---- who may read ------------------------------------------------------------------------------------

@@ -127,7 +127,8 @@ class Selection:
         found = self.found
         if isinstance(found, list):
             return Count(len(found), not self.mistakes and self._hits.more)
-        number = self._rows.order_by()[: COUNTED + 1].count()
+        # In the order of the list, and so by its index: any so many rows may be far apart.
+        number = self._rows.order_by(*self._order)[: COUNTED + 1].count()
         return Count(min(number, COUNTED), number > COUNTED)
 
     @property
@@ -236,7 +237,7 @@ class Selection:
     def _order(self) -> tuple[str, ...]:
         if not self._unindexed and not (self.since or self.until) and self.model in _ORDERS:
             return _ORDERS[self.model]
-        return (f"-{self._axis}", "-id") if self._axis == "created_at" else (f"-{self._axis}",)
+        return (f"-{self._axis}",)
 
     # ---- conditions ---------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from dj_queue_admin.redaction import Argument
 LONGEST: Final = 20_000  # characters of one value on a job's own page
 LONGEST_IN_LIST: Final = 4_000  # of what is read for one row of a list
 _BRIEF = 140
+_ONE_LINE = 80
 
 _INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
 
@@ -56,11 +57,12 @@ def read_field(rows: QuerySet[Any], field: str) -> Any:
 
 
 def pretty(value: Any) -> str:
-    """A value on several lines, for a page."""
+    """A value for a page, on several lines unless it is short."""
     if isinstance(value, Unreadable):
         return f"not shown: {value.why}"
     try:
-        return visible(json.dumps(value, indent=2, ensure_ascii=False))
+        line = json.dumps(value, ensure_ascii=False)
+        return visible(line if len(line) <= _ONE_LINE else json.dumps(value, indent=2, ensure_ascii=False))
     except (ValueError, RecursionError):  # an integer with more digits than Python writes
         return "not shown: it cannot be written as JSON"
 
