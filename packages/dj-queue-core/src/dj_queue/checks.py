@@ -3,6 +3,7 @@
     dj_queue.E001  The configuration of an alias has mistakes.
     dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
+    dj_queue.E004  A queue's database is none that dj-queue can use, or lacks its driver.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
 
@@ -35,7 +36,7 @@ _WAL = re.compile(r"\bjournal_mode\s*[=(]\s*['\"]?wal\b", re.IGNORECASE)
 
 def register() -> None:
     """Add all checks to Django's. `AppConfig.ready()` calls this."""
-    for check in (check_configuration, check_router, check_distributions, check_sqlite):
+    for check in (check_configuration, check_router, check_databases, check_distributions, check_sqlite):
         checks.register(check, TAG)
 
 
@@ -78,6 +79,19 @@ def check_router(app_configs: object = None, **kwargs: Any) -> list[CheckMessage
             id="dj_queue.W002",
         )
     ]
+
+
+def check_databases(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    from dj_queue.operations import schema
+
+    found: list[CheckMessage] = []
+    for alias in sorted(database_aliases()):
+        try:
+            schema.require_usable(alias)
+        except ImproperlyConfigured as error:
+            hint = "Until then, `manage.py dj_queue` raises this error."
+            found.append(checks.Error(str(error), hint=hint, id="dj_queue.E004"))
+    return found
 
 
 def check_distributions(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:

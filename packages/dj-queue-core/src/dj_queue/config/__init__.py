@@ -17,6 +17,7 @@ from dj_queue.config.current import (
     backend_config,
     database_aliases,
     load_config,
+    migrated_aliases,
     reset,
 )
 from dj_queue.config.model import (
@@ -43,6 +44,7 @@ __all__ = [
     "database_aliases",
     "load_config",
     "managed_aliases",
+    "migrated_aliases",
     "read_recurring_task",
     "reset",
     "schedule_mistake",

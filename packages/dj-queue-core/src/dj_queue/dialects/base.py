@@ -150,8 +150,12 @@ class Dialect(ABC):
         """Whether it is not the statement that the database refuses: any other would fail as well."""
         return isinstance(error, OperationalError | InterfaceError)
 
+    def lacks_table(self, error: Error) -> bool:
+        """Whether what the statement names is not there: migrations were not run."""
+        return any(text in str(error) for text in ("no such table", "doesn't exist"))
+
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
-        """Adjust a connection that only the runtime uses."""
+        """Adjust a connection that only the runtime uses, leaving nothing on a session that a pooler lends."""
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:  # noqa: B027
         """Set storage parameters once the tables exist."""
@@ -160,6 +164,14 @@ class Dialect(ABC):
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:  # noqa: B027
         """Tell the alias's idle workers, when the transaction commits, that there is work."""
+
+    def is_pooled(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether a pooler stands before the server, and may lend its sessions to others between transactions."""
+        return False
+
+    def place(self, cursor: CursorWrapper) -> object:
+        """What two connections have in common if a notification on one of them reaches the other."""
+        return None
 
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         """Start listening for ready jobs on this connection; False where that cannot be had."""

@@ -2,7 +2,7 @@
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -23,6 +23,13 @@ _TRANSIENT = {"40P01", "40001", "55P03"}
 _READ_ONLY = "25006"
 # The class of what is too large or too deep for this server. The driver calls that operational.
 _LIMIT_EXCEEDED = "54"
+_UNDEFINED_TABLE = "42P01"
+
+# A queue's statistics are stale by nature: a table is analyzed empty and holds a million rows a
+# minute later. Every statement of the runtime has one right plan, by index; this pins it.
+_PINNED = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
+_PIN_SESSION = "SELECT " + ", ".join(f"set_config('{name}', 'off', false)" for name in _PINNED)
+_PIN_TRANSACTION = "SELECT " + ", ".join(f"set_config('{name}', 'off', true)" for name in _PINNED) + "; "
 
 
 class PostgreSQL(Dialect):
@@ -128,16 +135,19 @@ class PostgreSQL(Dialect):
         code = _sqlstate(error)
         return code == _READ_ONLY or (super().is_away(error) and not code.startswith(_LIMIT_EXCEEDED))
 
+    def lacks_table(self, error: Error) -> bool:
+        return _sqlstate(error) == _UNDEFINED_TABLE
+
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
         _give_up_on_dead_peers(connection)
-        # A queue's statistics are stale by nature: a table is analyzed empty and holds a million rows a
-        # minute later. Every statement of the runtime has one right plan, by index; this pins it.
+        if _pin_transaction in connection.execute_wrappers:
+            connection.execute_wrappers.remove(_pin_transaction)
+        if self.is_pooled(connection):
+            # What is set on a session stays on it when the pooler lends it to somebody else.
+            connection.execute_wrappers.append(_pin_transaction)
+            return
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),"
-                " set_config('enable_mergejoin', 'off', false), set_config('enable_bitmapscan', 'off', false),"
-                " set_config('jit', 'off', false)"
-            )
+            cursor.execute(_PIN_SESSION)
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
         for statement in sql.STORAGE:
@@ -145,6 +155,16 @@ class PostgreSQL(Dialect):
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:
         cursor.execute("SELECT pg_notify(%s, %s)", [sql.CHANNEL, alias])
+
+    def is_pooled(self, connection: BaseDatabaseWrapper) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            # The server tells its process as the session begins; a pooler tells a number of its own.
+            return bool(cursor.fetchone()[0] != connection.connection.info.backend_pid)
+
+    def place(self, cursor: CursorWrapper) -> object:
+        cursor.execute("SELECT current_database(), pg_postmaster_start_time()")
+        return cursor.fetchone()
 
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         with connection.cursor() as cursor:
@@ -168,6 +188,19 @@ class PostgreSQL(Dialect):
 
     def socket(self, connection: BaseDatabaseWrapper) -> int | None:
         return int(connection.connection.pgconn.socket)
+
+
+def _pin_transaction(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    """Send the pins along with a statement, in the same round trip, for its transaction alone."""
+    cursor = context["cursor"].cursor
+    # Two statements go into one message only where the driver puts the parameters in, as it does unless
+    # Django's option server_side_binding is set. A named cursor's text becomes a part of another statement.
+    if many or not hasattr(cursor, "mogrify") or getattr(cursor, "name", None):
+        return execute(sql, params, many, context)
+    result = execute(_PIN_TRANSACTION + sql, params, many, context)
+    if hasattr(cursor, "pgresult"):  # psycopg2 keeps the last result only
+        cursor.nextset()
+    return result
 
 
 def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:

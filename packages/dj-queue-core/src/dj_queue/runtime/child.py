@@ -27,7 +27,7 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, HURRY)
 def fork(plan: Plan, supervisor_id: int | None) -> int:
     """Start the plan's runner in a new process; return its pid. Returns in the parent alone."""
     # Two processes must not share a connection, so none is open while there is one to copy it.
-    _close_connections()
+    close_connections()
     # What is loaded by now stays shared for as long as nobody writes to it, and the collector writes
     # to whatever it visits.
     gc.collect()
@@ -83,7 +83,8 @@ def _ignore_terminal(number: int, frame: FrameType | None) -> None:
     """Ctrl-C reaches the whole process group; the supervisor passes it on, once."""
 
 
-def _close_connections() -> None:
+def close_connections() -> None:
+    """Leave nothing open that a child could inherit, pools and their threads included."""
     for connection in connections.all(initialized_only=True):
         connection.close()
         close_pool = getattr(connection, "close_pool", None)

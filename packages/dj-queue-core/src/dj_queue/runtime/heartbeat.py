@@ -40,6 +40,7 @@ class Heartbeat:
         self._over.set()
 
     def _run(self) -> None:
+        transactions.dedicate(self._config.database_alias)
         if self._config.silence_polling:
             transactions.silence(self._config.database_alias)
         interval = self._config.process_heartbeat_interval

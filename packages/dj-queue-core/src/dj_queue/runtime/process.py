@@ -98,6 +98,7 @@ class Runner(ABC):
         """Run until stopped. The calling thread owns the queue connection until this returns."""
         self.pid = os.getpid()
         kind = self.kind.lower()
+        transactions.dedicate(self.config.database_alias)
         try:
             self._register_until_stopped()
             if self.process_id is None:

@@ -3,11 +3,11 @@
 import time
 from collections.abc import Callable
 
-from django.db import Error, connections
+from django.db import connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.exceptions import DjQueueError
-from dj_queue.operations.schema import unapplied_migrations
+from dj_queue.operations import schema
 
 _PAUSE = 0.5
 
@@ -19,13 +19,14 @@ class NotReadyError(DjQueueError):
 def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], object]) -> None:
     """Wait for the database to answer and for its migrations to be applied, at most `seconds`.
 
-    Raises `NotReadyError`.
+    Raises `NotReadyError`, and `ImproperlyConfigured` for what no waiting would mend.
     """
     database = config.database_alias
+    schema.require_usable(database)
     deadline = time.monotonic() + seconds
     said = False
     try:
-        while (obstacle := _obstacle(database)) is not None:
+        while (obstacle := schema.obstacle(database)) is not None:
             if time.monotonic() >= deadline:
                 raise NotReadyError(obstacle)
             if not said:
@@ -34,17 +35,3 @@ def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], 
             time.sleep(min(_PAUSE, seconds))
     finally:
         connections[database].close()
-
-
-def _obstacle(database: str) -> str | None:
-    try:
-        missing = unapplied_migrations(database)
-    except Error as error:
-        reason = str(error).strip().splitlines()
-        return f"The database {database!r} does not answer ({reason[0] if reason else type(error).__name__})."
-    if missing:
-        return (
-            f"The database {database!r} lacks the migration {', '.join(missing)} of dj_queue."
-            f" Run: manage.py migrate dj_queue --database {database}"
-        )
-    return None

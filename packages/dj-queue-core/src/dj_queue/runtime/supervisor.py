@@ -24,7 +24,7 @@ from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery, transactions
-from dj_queue.runtime.child import HURRY, fork, title
+from dj_queue.runtime.child import HURRY, close_connections, fork, title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
 from dj_queue.runtime.process import End, Runner, backoff
@@ -289,6 +289,9 @@ class ForkSupervisor(Supervisor):
     def start(self) -> None:
         if self.standalone:
             title(f"dj_queue {self.name}")
+            # The application may have opened a pool, whose threads no child could use.
+            close_connections()
+            transactions.dedicate(self.config.database_alias)
         super().start()
 
     def _start_runner(self, plan: Plan) -> None:

@@ -15,13 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.db import connections
-
 from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
 from dj_queue.models import Process
 from dj_queue.operations import execution
 from dj_queue.runtime.board import Board
+from dj_queue.runtime.listener import Listener
 from dj_queue.runtime.pool import Pool
 from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
 from dj_queue.thread_errors import report
@@ -66,7 +65,7 @@ class Worker(Runner):
         self._unrecorded: list[execution.Job] = []
         self._returning: list[execution.Job] = []
         self._recorded = 0
-        self._listening = False
+        self._listener = Listener(config, name)
         self._next_claim = 0.0  # on the monotonic clock
         self._idle_poll = _FIRST_POLL
         self._round_trip = 0.002
@@ -82,12 +81,13 @@ class Worker(Runner):
         }
 
     def connected(self) -> None:
-        self._listening = self.config.listen_notify and self.dialect.listen(connections[self.config.database_alias])
+        self._listener.connected()
         self._next_claim = 0.0
         # The last connection may have broken between a claim's commit and our hearing of it.
         self._in_doubt = self.process_id is not None
 
     def step(self) -> float:
+        self._listener.look_after()
         self._record()
         self._release_strays()
         if self._worn_out():
@@ -97,16 +97,19 @@ class Worker(Runner):
         return self._pause()
 
     def sleep(self, seconds: float) -> None:
-        connection = connections[self.config.database_alias]
-        if not self._listening or connection.connection is None:
+        socket = self._listener.socket()
+        if socket is None:
             self.wakeup.wait(seconds)
             return
         try:
             # What came in with the reply to a statement does not make the socket readable any more.
-            if not self._hear() and self.wakeup.wait(seconds, self.dialect.socket(connection)):
+            if not self._hear() and self.wakeup.wait(seconds, socket):
                 self._hear()
         except Exception as error:  # the driver's own errors: these calls do not go through Django
-            self.away(_lost(error))
+            if self._listener.apart:
+                self._listener.lost(error)
+            else:
+                self.away(_lost(error))
 
     def drain(self) -> None:
         """Give back what was not started, wait for what runs, and record it; then give up the rest."""
@@ -118,6 +121,7 @@ class Worker(Runner):
         self.attempt(self._record)
         self.attempt(self._give_back)
         self._pool.close()
+        self._listener.close()
         if self._pool.unfinished or self._unrecorded or self._returning:
             # The supervisor settles these claims once nothing of this runner can touch them any more.
             self.end = self.end or (End.HURRIED if self.hurried else End.UNFINISHED)
@@ -167,11 +171,11 @@ class Worker(Runner):
         return room if 2 * room > ahead or self._pool.unfinished < self.options.threads else 0
 
     def _longest_poll(self) -> float:
-        return self.options.polling_interval * (_LISTENING_BACKOFF if self._listening else 1)
+        return self.options.polling_interval * (_LISTENING_BACKOFF if self._listener.listening else 1)
 
     def _hear(self) -> bool:
         """Take what was notified; return whether there may be work."""
-        heard = self.config.alias in self.dialect.notified(connections[self.config.database_alias])
+        heard = self._listener.heard()
         if heard:
             self._next_claim = 0.0
             self._idle_poll = _FIRST_POLL

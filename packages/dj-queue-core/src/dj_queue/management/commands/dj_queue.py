@@ -45,7 +45,7 @@ class Command(BaseCommand):
         _require_pidfile_folder(config)
         try:
             await_schema(config, seconds=options["wait"], say=self.stderr.write)
-        except NotReadyError as error:
+        except (NotReadyError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
         activate(config)
         self.stdout.write(_summary(config))

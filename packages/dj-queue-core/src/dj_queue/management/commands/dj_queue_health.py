@@ -7,7 +7,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
 from dj_queue.config import load_config
-from dj_queue.operations import processes
+from dj_queue.dialects import dialect_for
+from dj_queue.operations import processes, schema
 
 
 class Command(BaseCommand):
@@ -23,13 +24,17 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             config = load_config(options["backend"])
+            schema.require_usable(config.database_alias)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         max_age = config.process_alive_threshold if options["max_age"] is None else options["max_age"]
         try:
             fresh = processes.count_fresh(config, max_age=max_age)
         except Error as error:
-            raise CommandError(f"unhealthy: the database {config.database_alias!r} does not answer: {error}") from error
+            reason = f"the database {config.database_alias!r} does not answer: {error}"
+            if dialect_for(config.database_alias).lacks_table(error):
+                reason = schema.obstacle(config.database_alias) or reason
+            raise CommandError(f"unhealthy: {reason}") from error
         if not fresh:
             raise CommandError(
                 f"unhealthy: no process of {config.alias!r} has had a heartbeat within {max_age:g} seconds."

@@ -7,7 +7,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dj_queue.config import load_config
-from dj_queue.operations import retention
+from dj_queue.operations import retention, schema
 
 _LONGEST = 100 * 365 * 86400
 
@@ -30,8 +30,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             config = load_config(options["backend"])
+            schema.require_usable(config.database_alias)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
+        if obstacle := schema.obstacle(config.database_alias):
+            raise CommandError(obstacle)
         batch = options["batch_size"]
         if batch < 1:
             raise CommandError(f"--batch-size must be at least 1, got {batch}.")
