@@ -7,14 +7,16 @@ of its caller; where `one_statement` is true, each of `insert`, `claim`, `finish
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
+from django.db.models import Expression
+from django.db.models.functions import Now
 
 from dj_queue.serialization import ErrorRecord, JSONLimits
 
@@ -94,6 +96,10 @@ class Dialect(ABC):
     def now(self, cursor: CursorWrapper) -> datetime:
         """The database's clock."""
 
+    def clock(self, *, ago: float = 0) -> Expression:
+        """The database's clock, or so many seconds before it, for the ORM to write or compare with."""
+        return Now() - timedelta(seconds=ago) if ago else Now()
+
     @abstractmethod
     def claim(
         self,
@@ -149,6 +155,10 @@ class Dialect(ABC):
     def is_away(self, error: Error) -> bool:
         """Whether it is not the statement that the database refuses: any other would fail as well."""
         return isinstance(error, OperationalError | InterfaceError)
+
+    def unfit(self, settings: Mapping[str, Any]) -> str | None:
+        """Which of a database's settings keep the queue from living there; told without connecting to it."""
+        return None
 
     def lacks_table(self, error: Error) -> bool:
         """Whether what the statement names is not there: migrations were not run."""

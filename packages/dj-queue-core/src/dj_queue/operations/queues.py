@@ -8,7 +8,7 @@ from django.db.models.functions import Coalesce
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect
+from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Pause, ReadyExecution
 from dj_queue.operations import transactions
 
@@ -38,7 +38,8 @@ def pause(config: BackendConfig, queue_name: str) -> None:
     if is_paused(config, queue_name):
         return
     # Whoever else pauses or resumes it just now: no error, and one row.
-    row = Pause(backend_alias=config.alias, queue_name=queue_name)
+    now = dialect_for(config.database_alias).clock()
+    row = Pause(backend_alias=config.alias, queue_name=queue_name, created_at=now)
     Pause.objects.using(config.database_alias).bulk_create([row], ignore_conflicts=True)
     events.emit("queue.paused", queue_name=queue_name)
 

@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.db.models.functions import Now
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_finished
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, Outcome
+from dj_queue.dialects import Dialect, Outcome, dialect_for
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, Process
 from dj_queue.operations import concurrency, results, transactions
@@ -80,7 +78,7 @@ def prune(config: BackendConfig, *, except_for: Sequence[int] = ()) -> int:
     """
     stale = Process.objects.using(config.database_alias).filter(
         backend_alias=config.alias,
-        last_heartbeat_at__lt=Now() - timedelta(seconds=config.process_alive_threshold),
+        last_heartbeat_at__lt=dialect_for(config.database_alias).clock(ago=config.process_alive_threshold),
     )
     pruned = 0
     for process in stale.exclude(pk__in=except_for):

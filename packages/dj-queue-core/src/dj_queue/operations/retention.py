@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
 from uuid import UUID
 
 from django.db import connections
-from django.db.models import Exists, OuterRef, QuerySet
-from django.db.models.functions import Now
+from django.db.models import Exists, Expression, OuterRef, QuerySet
 
 from dj_queue.config import BackendConfig
+from dj_queue.dialects import dialect_for
 from dj_queue.models import FailedExecution, Job, RecurringExecution
 from dj_queue.operations import transactions
 
@@ -69,26 +68,30 @@ def finished(config: BackendConfig, older_than: float, task_path: str | None = N
     # come first in the primary key, and what finished long ago was enqueued longer ago still.
     rows = Job.objects.using(config.database_alias).filter(
         backend_alias=config.alias,
-        finished_at__lte=Now() - timedelta(seconds=older_than),
-        created_at__lte=Now() - timedelta(seconds=older_than),
+        finished_at__lte=_before(config, older_than),
+        created_at__lte=_before(config, older_than),
     )
     return (rows.filter(task_path=task_path) if task_path else rows).order_by("pk")
 
 
 def failed(config: BackendConfig, older_than: float, task_path: str | None = None) -> QuerySet[FailedExecution]:
     rows = FailedExecution.objects.using(config.database_alias).filter(
-        job__backend_alias=config.alias, created_at__lte=Now() - timedelta(seconds=older_than)
+        job__backend_alias=config.alias, created_at__lte=_before(config, older_than)
     )
     return (rows.filter(job__task_path=task_path) if task_path else rows).order_by("created_at", "pk")
 
 
 def recurring(config: BackendConfig, older_than: float, task_key: str | None = None) -> QuerySet[RecurringExecution]:
     rows = RecurringExecution.objects.using(config.database_alias).filter(
-        backend_alias=config.alias, run_at__lte=Now() - timedelta(seconds=older_than)
+        backend_alias=config.alias, run_at__lte=_before(config, older_than)
     )
     if task_key:
         rows = rows.filter(task_key=task_key)
     return rows.filter(Exists(_newer())).order_by("run_at", "pk")
+
+
+def _before(config: BackendConfig, older_than: float) -> Expression:
+    return dialect_for(config.database_alias).clock(ago=older_than)
 
 
 def _newer() -> QuerySet[RecurringExecution]:

@@ -10,11 +10,14 @@ from dj_queue.models import Job
 
 def require_usable(database: str) -> None:
     """Refuse, without connecting, what no waiting would mend. Raises `ImproperlyConfigured`."""
-    dialect_for(database)
-    if not connections[database].settings_dict["AUTOCOMMIT"]:
+    settings = connections[database].settings_dict
+    unfit = dialect_for(database).unfit(settings)
+    if not settings["AUTOCOMMIT"]:
+        unfit = "AUTOCOMMIT off, so nobody would commit what the queue's own processes write"
+    if unfit:
         raise ImproperlyConfigured(
-            f"DATABASES[{database!r}] has AUTOCOMMIT off, so nobody would commit what the queue's own processes"
-            " write. Remove that, or give the queue an alias of its own without it, as the option database_alias."
+            f"DATABASES[{database!r}] has {unfit}. Remove that, or give the queue an alias of its own without it,"
+            " as the option database_alias."
         )
 
 

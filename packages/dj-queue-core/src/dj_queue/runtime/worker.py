@@ -108,6 +108,7 @@ class Worker(Runner):
         except Exception as error:  # the driver's own errors: these calls do not go through Django
             if self._listener.apart:
                 self._listener.lost(error)
+                self._next_claim, self._idle_poll = 0.0, _FIRST_POLL
             else:
                 self.away(_lost(error))
 
