@@ -13,8 +13,8 @@ from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
 from dj_queue.runtime.listener import Listener
-from tests.connections.conftest import plain, task_alias
 from tests.conftest import lines, wait_settled, wait_until
+from tests.connections.conftest import plain, task_alias
 from tests.project import tasks
 from tests.runtime.test_recovery import enqueue
 from tests.working import claim, states, work

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from django.db import connections
 from django.tasks import TaskContext, task
 
 from dj_queue.api import concurrency
@@ -322,3 +323,14 @@ def hot(path: str, line: str) -> None:
 @task
 def report_time() -> float:
     return time.time()
+
+
+# ---- for tests of connections -----------------------------------------------------------------------
+
+
+@task
+def backend_pid(alias: str) -> list[Any]:
+    """Which session of the server the task's own connection has, and whether its plans are pinned."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid(), current_setting('enable_seqscan')")
+        return list(cursor.fetchone())
