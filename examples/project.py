@@ -1,7 +1,8 @@
 """The project around every example: settings, a fresh database, a real runtime.
 
 The database is a SQLite file that is gone afterwards; `DJ_QUEUE_EXAMPLES_DATABASE` may hold an entry of
-`DATABASES` as JSON instead.
+`DATABASES` as JSON instead. An example that shows a queue database sets `DJ_QUEUE_EXAMPLES_QUEUE_DATABASE`: that is
+then a second SQLite file, or an entry as JSON.
 """
 
 import atexit
@@ -24,9 +25,21 @@ from django.core.management import call_command
 FOLDER = Path(__file__).parent
 
 
-def _database() -> dict[str, Any]:
-    given = os.environ.get("DJ_QUEUE_EXAMPLES_DATABASE")
-    if given:
+def _databases() -> dict[str, Any]:
+    databases = {"default": _database("DJ_QUEUE_EXAMPLES_DATABASE")}
+    if os.environ.get("DJ_QUEUE_EXAMPLES_QUEUE_DATABASE"):
+        databases["queue"] = _database("DJ_QUEUE_EXAMPLES_QUEUE_DATABASE")
+    return databases
+
+
+def _options(databases: dict[str, Any]) -> dict[str, Any]:
+    options = json.loads(os.environ.get("DJ_QUEUE_EXAMPLES_OPTIONS", "{}"))
+    return {"database_alias": "queue", **options} if "queue" in databases else dict(options)
+
+
+def _database(variable: str) -> dict[str, Any]:
+    given = os.environ.get(variable, "")
+    if given.startswith("{"):
         return dict(json.loads(given))
     folder = tempfile.mkdtemp(prefix="dj-queue-example-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -39,24 +52,25 @@ def _database() -> dict[str, Any]:
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         },
     }
-    os.environ["DJ_QUEUE_EXAMPLES_DATABASE"] = json.dumps(database)  # for the runtime
+    os.environ[variable] = json.dumps(database)  # for the runtime
     return database
 
 
 def setup() -> None:
     """What manage.py does: configure Django. Both the example and its runtime call this."""
+    databases = _databases()
     settings.configure(
         SECRET_KEY="examples",
         USE_TZ=True,
         INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        DATABASES={"default": _database()},
+        DATABASES=databases,
         DATABASE_ROUTERS=["dj_queue.routers.DjQueueRouter"],
         TASKS={
             "default": {
                 "BACKEND": "dj_queue.backend.DjQueueBackend",
                 "QUEUES": [],
-                "OPTIONS": json.loads(os.environ.get("DJ_QUEUE_EXAMPLES_OPTIONS", "{}")),
+                "OPTIONS": _options(databases),
             }
         },
         # The examples print failures themselves.

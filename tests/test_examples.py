@@ -57,6 +57,13 @@ PRINTS = {
         "queues: ['orders']",
         "cleared: 1, size: 0",
     ],
+    "ex24_advanced_multi_db": [
+        "on the queue's database, dj-queue's tables alone: True",
+        "after a rollback on the queue's database: 0 jobs",
+        "after a rollback on the application's database: 1 job",
+        "with enqueue_on_commit, after a rollback and a commit: 2 jobs",
+        "SUCCESSFUL: stored at once",
+    ],
 }
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.db import connection, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -55,7 +56,7 @@ def alias(transactional_db: None) -> Iterator[Callable[..., dict[str, Any]]]:
 
     yield add
     for name in added:
-        with suppress(AttributeError):
+        with suppress(AttributeError, ImproperlyConfigured):
             connections[name].close()
             if connections[name].settings_dict["OPTIONS"].get("pool"):
                 connections[name].close_pool()
@@ -76,7 +77,9 @@ def second(alias: Callable[..., dict[str, Any]]) -> Iterator[str]:
         connections["queue"].close()
         call_command("migrate", "dj_queue", database="queue", verbosity=0)
     yield "queue"
-    connections["queue"].close()
+    for each in connections.all(initialized_only=True):
+        if each.settings_dict["NAME"] == name:
+            each.close()
     creation._destroy_test_db(name, verbosity=0)
 
 

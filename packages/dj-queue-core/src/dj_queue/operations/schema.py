@@ -10,8 +10,9 @@ from dj_queue.models import Job
 
 def require_usable(database: str) -> None:
     """Refuse, without connecting, what no waiting would mend. Raises `ImproperlyConfigured`."""
+    dialect = dialect_for(database)
     settings = connections[database].settings_dict
-    unfit = dialect_for(database).unfit(settings)
+    unfit = dialect.unfit(settings)
     if not settings["AUTOCOMMIT"]:
         unfit = "AUTOCOMMIT off, so nobody would commit what the queue's own processes write"
     if unfit:

@@ -14,6 +14,7 @@ _LONGEST = 100 * 365 * 86400
 
 class Command(BaseCommand):
     help = "Delete old finished jobs, failed jobs and recurring executions, in batches, until none is left."
+    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--backend", default="default", help="alias in TASKS (default: %(default)s)")
