@@ -183,6 +183,9 @@ class Dialect(ABC):
         """Whether it is not the statement that the database refuses: any other would fail as well."""
         return isinstance(error, OperationalError | InterfaceError)
 
+    def watch(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
+        """Give up on a connection of the runtime once its server no longer answers."""
+
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
         """Adjust a connection that only the runtime uses."""
 

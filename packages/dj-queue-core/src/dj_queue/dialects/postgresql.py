@@ -1,7 +1,5 @@
 """PostgreSQL: each step of the hot path is one statement, and so one transaction."""
 
-import os
-import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -14,7 +12,7 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
-from dj_queue.dialects import observation_sql
+from dj_queue.dialects import observation_sql, postgresql_peer
 from dj_queue.dialects import postgresql_sql as sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
@@ -135,8 +133,10 @@ class PostgreSQL(Dialect):
         code = _sqlstate(error)
         return code == _READ_ONLY or (super().is_away(error) and not code.startswith(_LIMIT_EXCEEDED))
 
+    def watch(self, connection: BaseDatabaseWrapper) -> None:
+        postgresql_peer.watch(connection)
+
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
-        _give_up_on_dead_peers(connection)
         # A queue's statistics are stale by nature: a table is analyzed empty and holds a million rows a
         # minute later. Every statement of the runtime has one right plan, by index; this pins it.
         with connection.cursor() as cursor:
@@ -180,17 +180,6 @@ class PostgreSQL(Dialect):
 
     def socket(self, connection: BaseDatabaseWrapper) -> int | None:
         return int(connection.connection.pgconn.socket)
-
-
-def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:
-    """End a connection whose server no longer acknowledges, after half a minute instead of a quarter of an hour."""
-    pgconn = getattr(connection.connection, "pgconn", None)
-    timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if pgconn is None or timeout is None:
-        return
-    with socket.socket(fileno=os.dup(pgconn.socket)) as peer:
-        if peer.family in (socket.AF_INET, socket.AF_INET6):
-            peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)
 
 
 def _set(cursor: CursorWrapper, values: Mapping[str, str], *, local: bool) -> None:

@@ -19,7 +19,8 @@ from dj_queue import hooks
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Process
-from dj_queue.operations import processes, transactions
+from dj_queue.operations import processes
+from dj_queue.runtime import session
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
@@ -167,11 +168,8 @@ class Runner(ABC):
         """Called whenever the queue connection was opened anew."""
 
     def _connect(self) -> None:
-        connection = connections[self.config.database_alias]
-        if connection.connection is None:
-            connection.ensure_connection()
-            if self.config.silence_polling:
-                transactions.silence(self.config.database_alias)
+        connection = session.connect(self.config)
+        if connection is not None:
             self.dialect.prepare_session(connection)
             self.connected()
 

@@ -23,7 +23,8 @@ from django.db import Error, connections
 from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
-from dj_queue.operations import processes, recovery, transactions
+from dj_queue.operations import processes, recovery
+from dj_queue.runtime import session
 from dj_queue.runtime.child import HURRY, fork, title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
@@ -106,8 +107,8 @@ class Supervisor(ABC):
 
     def start(self) -> None:
         """Register, settle what others left, and start every runner."""
-        if self.standalone and self.config.silence_polling:
-            transactions.silence(self.config.database_alias)
+        if self.standalone:
+            session.connect(self.config)
         self._register()
         recovery.settle_missing(self.config)
         self._next_beat = time.monotonic()
@@ -242,6 +243,8 @@ class Supervisor(ABC):
     def _on_database(self, call: Callable[[], None]) -> bool:
         """Do something on the database; if it is away, say so once and return False."""
         try:
+            if self.standalone:
+                session.connect(self.config)
             call()
         except Error as error:
             if not self._failures:

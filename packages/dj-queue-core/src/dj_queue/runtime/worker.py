@@ -15,7 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.db import connections
+from django.db import OperationalError, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
@@ -34,6 +35,8 @@ _LONGEST_WAIT = 0.1
 _FIRST_POLL = 0.01
 # ... and while a healthy listener stands by, polling backs off to this many polling intervals.
 _LISTENING_BACKOFF = 10
+# A listener that has nothing to ask is not heard of either: so many seconds apart, it asks all the same.
+_PING = 15.0
 # How much the latest job counts in the running average of durations.
 _WEIGHT = 0.05
 
@@ -62,12 +65,13 @@ class Worker(Runner):
         )
         # Every claim from the moment it is known until it is recorded or given back.
         self._held: set[int] = set()
-        self._in_doubt = False
+        self._look_for_strays_at = math.inf  # on the monotonic clock
         self._unrecorded: list[execution.Job] = []
         self._returning: list[execution.Job] = []
         self._recorded = 0
         self._listening = False
         self._next_claim = 0.0  # on the monotonic clock
+        self._ping_at = 0.0
         self._idle_poll = _FIRST_POLL
         self._round_trip = 0.002
         self._seconds: float | None = None  # a job takes, on average; unknown at first
@@ -84,8 +88,10 @@ class Worker(Runner):
     def connected(self) -> None:
         self._listening = self.config.listen_notify and self.dialect.listen(connections[self.config.database_alias])
         self._next_claim = 0.0
+        self._ping_at = time.monotonic() + _PING
         # The last connection may have broken between a claim's commit and our hearing of it.
-        self._in_doubt = self.process_id is not None
+        if self.process_id is not None:
+            self._look_for_strays_at = 0.0
 
     def step(self) -> float:
         self._record()
@@ -102,11 +108,14 @@ class Worker(Runner):
             self.wakeup.wait(seconds)
             return
         try:
+            self._ping(connection)
             # What came in with the reply to a statement does not make the socket readable any more.
             if not self._hear() and self.wakeup.wait(seconds, self.dialect.socket(connection)):
                 self._hear()
         except Exception as error:  # the driver's own errors: these calls do not go through Django
             self.away(_lost(error))
+            # Nobody is told of anything until there is a connection again.
+            self.wakeup.set()
 
     def drain(self) -> None:
         """Give back what was not started, wait for what runs, and record it; then give up the rest."""
@@ -116,6 +125,7 @@ class Worker(Runner):
             wait = self.attempt(self._record)
             self.wakeup.wait(min(max(wait, 0.01), deadline - time.monotonic()))
         self.attempt(self._record)
+        self._look_for_strays_at = min(self._look_for_strays_at, time.monotonic())
         self.attempt(self._give_back)
         self._pool.close()
         if self._pool.unfinished or self._unrecorded or self._returning:
@@ -165,6 +175,13 @@ class Worker(Runner):
         room = self.options.threads + ahead - self._pool.unfinished
         # In halves: a claim of one job costs as much as a claim of a hundred.
         return room if 2 * room > ahead or self._pool.unfinished < self.options.threads else 0
+
+    def _ping(self, connection: BaseDatabaseWrapper) -> None:
+        now = time.monotonic()
+        if now >= self._ping_at:
+            self._ping_at = now + _PING
+            if not connection.is_usable():
+                raise OperationalError("its connection does not answer")
 
     def _longest_poll(self) -> float:
         return self.options.polling_interval * (_LISTENING_BACKOFF if self._listening else 1)
@@ -216,9 +233,11 @@ class Worker(Runner):
         return 0.0
 
     def _release_strays(self) -> None:
-        if self._in_doubt and self.process_id is not None:
-            execution.release_strays(self.config, self.process_id, known=self._held)
-            self._in_doubt = False
+        if self.process_id is None or time.monotonic() < self._look_for_strays_at:
+            return
+        execution.release_strays(self.config, self.process_id, known=self._held)
+        # And again: a server may go on with a claim, and commit it, long after its connection broke.
+        self._look_for_strays_at = time.monotonic() + self.config.process_heartbeat_interval
 
     # ---- recycle ----
 
@@ -267,8 +286,6 @@ def _resident_mib() -> float:
 
 
 def _lost(error: Exception) -> Any:
-    from django.db import OperationalError
-
     if isinstance(error, DATABASE_AWAY):
         return error
     lost = OperationalError(str(error))
