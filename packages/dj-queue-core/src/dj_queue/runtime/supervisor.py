@@ -10,13 +10,14 @@ import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from django.db import Error, connections
 
@@ -36,6 +37,8 @@ logger = logging.getLogger("dj_queue")
 
 # Beyond `shutdown_timeout`, for a runner to give back and deregister before it is ended.
 GRACE = 2.0
+
+_CUT_SHORT = (End.UNFINISHED, End.HURRIED)
 
 
 class Ended(NamedTuple):
@@ -137,7 +140,7 @@ class Supervisor(ABC):
         self._wakeup.close()
 
     def run(self) -> End:
-        """Run until SIGTERM or SIGINT; return whether all work was brought to an end.
+        """Run until SIGTERM or SIGINT; return whether all work was brought to an end. `leave()` comes next.
 
         Raises `RuntimeError` if the pidfile names a living process.
         """
@@ -154,6 +157,10 @@ class Supervisor(ABC):
                 for number, handler in before.items():
                     signal.signal(number, handler)
         return End.UNFINISHED if self.unfinished else End.DRAINED
+
+    def leave(self, end: End) -> NoReturn:
+        """End the process, as `run()` ended."""
+        raise SystemExit(int(end))
 
     # ---- what fork and async do each in their way ----
 
@@ -213,13 +220,13 @@ class Supervisor(ABC):
                 self._waiting.append(ended.plan)
 
     def _settle_one(self, ended: Ended) -> None:
-        if self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
+        if self._stopping and ended.end in _CUT_SHORT:
             self.unfinished = True
-        if ended.end is End.DRAINED or self.process_id is None:
+        if ended.end is End.DRAINED:
             return
-        process_id = ended.plan.board.process_id or processes.find(
-            self.config, name=ended.plan.name, supervisor_id=self.process_id
-        )
+        process_id = ended.plan.board.process_id
+        if process_id is None and self.process_id is not None:
+            process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
         if process_id is not None:
             recovery.process_ended(
                 self.config,
@@ -347,6 +354,7 @@ class AsyncSupervisor(Supervisor):
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
         self._threads: dict[Plan, tuple[Runner, threading.Thread]] = {}
+        self._running_on: list[Ended] = []
 
     def _start_runner(self, plan: Plan) -> None:
         runner = plan.make(self.process_id)
@@ -371,6 +379,25 @@ class AsyncSupervisor(Supervisor):
                 logger.error("dj_queue %s did not stop in time", plan.name)
                 self._unsettled.append(Ended(plan, self._cut_short))
         self._unsettled += self._ended()
+        if self.standalone:
+            self._running_on = [ended for ended in self._unsettled if ended.end in _CUT_SHORT]
+            self._unsettled = [ended for ended in self._unsettled if ended.end not in _CUT_SHORT]
+            self.unfinished = bool(self._running_on)
+
+    def leave(self, end: End) -> NoReturn:
+        """End the process, as `run()` ended.
+
+        A thread ends with its process alone: what still runs is given back as the last thing that is done
+        here, so that nobody runs it a second time meanwhile.
+        """
+        if self._running_on:
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            self._unsettled = self._running_on
+            self._settle()
+            os._exit(int(end))
+        super().leave(end)
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():

@@ -55,8 +55,8 @@ class Command(BaseCommand):
         except SupervisorRunningError as error:
             raise CommandError(f"{error}. Stop that one first, or remove its pidfile.") from error
         if end is not End.DRAINED:
-            self.stderr.write("Jobs were still running when the time was up: they were given back or given up.")
-            raise SystemExit(int(end))
+            self.stderr.write("Jobs were still running when the time was up: they are given back or given up.")
+            supervisor.leave(end)
 
 
 def _config(options: dict[str, Any]) -> BackendConfig:
