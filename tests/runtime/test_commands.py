@@ -532,10 +532,60 @@ class TestReload:
         assert not alive(first)
         assert lines(ran) == ["line"]
         second = self.supervisor()
-        os.killpg(running.pid, signal.SIGINT)  # Ctrl-C
+        running.signal(signal.SIGINT)
         assert running.wait() == 0
-        wait_until(lambda: not alive(second))
+        assert not alive(second)
         assert not Process.objects.exists()
+
+    @pytest.fixture
+    def busy(self, runtime, project, tmp_path):
+        """A runtime that reloads, in the middle of a job; its processes' pids, as long as they live."""
+        release = tmp_path / "release"
+        enqueue((tasks.wait_then_append, str(release), str(tmp_path / "ran"), "line"))
+        running = runtime("--reload", options={"shutdown_timeout": 60}, environment=project(), rows=None)
+        wait_until(Path(f"{release}.started").exists)
+        group = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        pids = [pid for pid in group if alive(pid) and pid != running.pid and _group(pid) == running.pid]
+        return running, lambda: [pid for pid in pids if alive(pid)]
+
+    @pytest.mark.parametrize(
+        ("number", "to"),
+        [(signal.SIGTERM, "the process"), (signal.SIGINT, "the process"), (signal.SIGINT, "its group")],
+        ids=["SIGTERM", "SIGINT", "Ctrl-C"],
+    )
+    def test_a_stop_drains_and_ends_every_process(self, busy, tmp_path, number, to):
+        running, others = busy
+        assert len(others()) >= 3  # the autoreloader, the supervisor, and its children
+        if to == "its group":  # as Ctrl-C in a terminal does
+            os.killpg(running.pid, number)
+        else:
+            running.signal(number)
+        # Idle ones have ended; what runs goes on.
+        wait_until(lambda: not Process.objects.filter(kind="Dispatcher").exists())
+        assert running.process.poll() is None
+        (tmp_path / "release").touch()
+        assert running.wait() == 0
+        assert others() == []
+        assert lines(tmp_path / "ran") == ["line"]
+        assert Job.objects.get().status == "finished"
+        assert not Process.objects.exists()
+
+    def test_a_second_ctrl_c_hurries(self, busy, tmp_path):
+        running, others = busy
+        os.killpg(running.pid, signal.SIGINT)
+        wait_until(lambda: not Process.objects.filter(kind="Dispatcher").exists())
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.wait() == 0
+        assert others() == []
+        assert Job.objects.get().status == "failed"
+        assert not Process.objects.exists()
+
+
+def _group(pid):
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def alive_rows(pid):

@@ -139,13 +139,15 @@ class Supervisor(ABC):
         hooks.run_hooks("supervisor.exit", self, self.config)
         self._wakeup.close()
 
-    def run(self) -> End:
+    def run(self, *, heed_interrupts: bool = True) -> End:
         """Run until SIGTERM or SIGINT; return whether all work was brought to an end. `leave()` comes next.
 
+        Without `heed_interrupts`, SIGINT is ignored: somebody else hears it, too, and passes it on.
         Raises `RuntimeError` if the pidfile names a living process.
         """
         with pidfile(self.config.supervisor_pidfile if self.standalone else None):
-            handlers = {signal.SIGTERM: self._asked, signal.SIGINT: self._asked, signal.SIGQUIT: self._quit}
+            interrupted = self._asked if heed_interrupts else signal.SIG_IGN
+            handlers = {signal.SIGTERM: self._asked, signal.SIGINT: interrupted, signal.SIGQUIT: self._quit}
             before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             try:
                 self.start()

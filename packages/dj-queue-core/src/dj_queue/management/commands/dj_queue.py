@@ -1,5 +1,6 @@
 """Runs the queue: `manage.py dj_queue`."""
 
+from argparse import SUPPRESS
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Command(BaseCommand):
         parser.add_argument("--only-dispatch", action="store_true", help="start dispatchers alone")
         parser.add_argument("--skip-recurring", action="store_true", default=None, help="start no scheduler")
         parser.add_argument("--reload", action="store_true", help="start again when code changes, for development")
+        parser.add_argument("--reloaded", action="store_true", help=SUPPRESS)
         parser.add_argument(
             "--wait",
             type=float,
@@ -39,7 +41,7 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["reload"]:
-            reload.run(without="--reload")
+            reload.run("--reload", instead="--reloaded")
             return
         config = _config(options)
         _require_pidfile_folder(config)
@@ -51,7 +53,7 @@ class Command(BaseCommand):
         self.stdout.write(_summary(config))
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
         try:
-            end = supervisor.run()
+            end = supervisor.run(heed_interrupts=not options["reloaded"])
         except SupervisorRunningError as error:
             raise CommandError(f"{error}. Stop that one first, or remove its pidfile.") from error
         if end is not End.DRAINED:
