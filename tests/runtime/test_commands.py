@@ -18,6 +18,7 @@ from django.tasks import default_task_backend
 from django.utils import timezone
 
 from dj_queue import __version__
+from dj_queue.dialects import dialect_for
 from dj_queue.models import FailedExecution, Job, Process, ReadyExecution
 from dj_queue.runtime.pidfile import pidfile
 from tests.conftest import alive, lines, wait_settled, wait_until
@@ -125,6 +126,15 @@ class TestStart:
         ]
         assert running.stop() == 0
         assert "Traceback" not in running.output
+
+    def test_says_that_it_may_want_more_connections_than_there_are(self, runtime):
+        with connection.cursor() as cursor:
+            if not dialect_for("default").connection_limit(cursor):
+                pytest.skip("the database sets no limit")
+        running = runtime(options={"workers": {"threads": 5000}})
+        assert "The processes of 'default' may open 5007 connections to the server of the database" in running.output
+        assert "Lower `threads` or `processes`" in running.output
+        assert running.stop() == 0
 
     @MODES
     def test_runs_jobs_of_each_kind(self, runtime, mode):

@@ -189,6 +189,10 @@ class Dialect(ABC):
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
         """Adjust a connection that only the runtime uses."""
 
+    def connection_limit(self, cursor: CursorWrapper) -> int | None:
+        """How many connections the server allows to this user on this database; None if it sets no limit."""
+        return None
+
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:  # noqa: B027
         """Set storage parameters once the tables exist."""
 

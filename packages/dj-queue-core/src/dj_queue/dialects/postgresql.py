@@ -151,6 +151,10 @@ class PostgreSQL(Dialect):
         # Not if it failed: the transaction is then rolled back, and this with it.
         _set(cursor, before, local=True)
 
+    def connection_limit(self, cursor: CursorWrapper) -> int | None:
+        cursor.execute(sql.CONNECTION_LIMIT)
+        return int(cursor.fetchone()[0])
+
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
         for statement in sql.STORAGE:
             schema_editor.execute(statement)

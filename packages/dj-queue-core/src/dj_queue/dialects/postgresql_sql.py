@@ -319,3 +319,11 @@ STORAGE = (
     ),
     "ALTER TABLE dj_queue_processes SET (fillfactor = 50)",
 )
+
+# -1 is no limit; what is reserved is not for everybody. `reserved_connections` came with PostgreSQL 16.
+CONNECTION_LIMIT = """
+SELECT least(
+  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    - coalesce(current_setting('reserved_connections', true)::int, 0),
+  (SELECT datconnlimit FROM pg_database WHERE datname = current_database() AND datconnlimit >= 0),
+  (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0))"""

@@ -12,7 +12,7 @@ from dj_queue.config import BackendConfig, Overrides, activate, load_config
 from dj_queue.runtime import reload
 from dj_queue.runtime.pidfile import SupervisorRunningError
 from dj_queue.runtime.process import End
-from dj_queue.runtime.startup import NotReadyError, await_schema
+from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
 from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
 
 
@@ -51,6 +51,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         activate(config)
         self.stdout.write(_summary(config))
+        for shortage in shortages(config):
+            self.stderr.write(f"{shortage.message} {shortage.hint}")
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
         try:
             end = supervisor.run(heed_interrupts=not options["reloaded"])
