@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from django.utils import timezone
 from dj_queue import __version__
 from dj_queue.dialects import dialect_for
 from dj_queue.models import FailedExecution, Job, Process, ReadyExecution
+from dj_queue.runtime import pidfile as pidfiles
 from dj_queue.runtime.pidfile import pidfile
 from tests.conftest import alive, lines, wait_settled, wait_until
 from tests.project import tasks
@@ -135,6 +137,66 @@ class TestStart:
         assert "The processes of 'default' may open 5007 connections to the server of the database" in running.output
         assert "Lower `threads` or `processes`" in running.output
         assert running.stop() == 0
+
+    def test_processes_are_named_for_ps(self, runtime, project, tmp_path):
+        """By the kernel, as far as it goes, and in full by setproctitle, where that is installed."""
+        running = runtime(rows=3)
+        if Path("/proc/self/comm").exists():
+            names = {row.name: Path(f"/proc/{row.pid}/comm").read_text().strip() for row in Process.objects.all()}
+            assert names == {name: name[:15] for name in names}
+        assert running.stop() == 0
+        environment = project()
+        titles = tmp_path / "titles"
+        (tmp_path / "project" / "setproctitle.py").write_text(
+            f"def setproctitle(text):\n    with open({str(titles)!r}, 'a') as file:\n        file.write(text + '\\n')\n"
+        )
+        running = runtime(environment=environment, rows=3)
+        names = [f"supervisor-{running.pid}", "worker-1", "dispatcher-1", "scheduler-1"]
+        wait_until(lambda: sorted(lines(titles)) == sorted(f"dj_queue {name}" for name in names))
+        assert running.stop() == 0
+
+    def test_children_inherit_no_open_connection(self, runtime, project, tmp_path):
+        told = tmp_path / "told"
+        code = f"""
+from django.db import connection
+from dj_queue import hooks
+
+opened = []
+
+@hooks.on_start
+def use_a_connection(supervisor):
+    connection.ensure_connection()
+    opened.append(connection.connection)
+
+def tell(runner):
+    try:
+        opened[0].cursor().execute("SELECT 1")
+        state = "open"
+    except Exception:
+        state = "closed"
+    if connection.connection is opened[0]:
+        state = "shared"
+    with open({str(told)!r}, "a") as file:
+        file.write(f"{{runner.name}} {{state}}\\n")
+
+hooks.on_worker_start(tell)
+hooks.on_dispatcher_start(tell)
+hooks.on_scheduler_start(tell)
+"""
+        running = runtime(environment=project(code), rows=3)
+        names = ("worker-1", "dispatcher-1", "scheduler-1")
+        wait_until(lambda: sorted(lines(told)) == sorted(f"{name} closed" for name in names))
+        assert running.stop() == 0
+
+    def test_under_somebody_who_ignores_its_children(self, runtime, project):
+        """As some supervisors of processes do; it is inherited."""
+        code = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        running = runtime(environment=project(code), rows=2)
+        old = Process.objects.get(name="worker-1").pid
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: Process.objects.filter(name="worker-1").exclude(pid=old).exists())
+        assert running.stop() == 0
+        assert "Traceback" not in running.output
 
     @MODES
     def test_runs_jobs_of_each_kind(self, runtime, mode):
@@ -273,6 +335,11 @@ class TestRefusals:
     def test_an_environment_variable(self, refused):
         assert "DJ_QUEUE_SKIP_RECURRING" in refused(environment={"DJ_QUEUE_SKIP_RECURRING": "maybe"})
         assert "DJ_QUEUE_MODE" in refused(environment={"DJ_QUEUE_MODE": "threads"})
+
+    @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf", "1e9"])
+    def test_a_wait_that_is_no_number_of_seconds(self, refused, seconds):
+        output = refused(f"--wait={seconds}", code=2)
+        assert f"argument --wait: expected a number of seconds from 0 to 86400 (a day), got {seconds!r}" in output
 
     def test_a_database_that_does_not_answer(self, refused, tmp_path):
         settings = {key: value for key, value in connection.settings_dict.items() if key != "TEST"}
@@ -434,6 +501,27 @@ class TestPidfile:
             assert path.read_text().strip() == str(os.getpid())
         assert not path.exists()
 
+    def test_two_that_start_at_once_do_not_both_take_over_a_stale_file(self, path, monkeypatch):
+        """The second one comes when the first has seen that the file is stale, and has not written its own yet."""
+        path.write_text("99999999999\n")
+        second = []
+        living = pidfiles._living
+
+        def slow(file):
+            found = living(file)
+            code = "import sys\nfrom dj_queue.runtime.pidfile import pidfile\nwith pidfile(sys.argv[1]): pass"
+            second.append(subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE, text=True))
+            with suppress(subprocess.TimeoutExpired):
+                second[0].wait(3)
+            return found
+
+        monkeypatch.setattr(pidfiles, "_living", slow)
+        with pidfile(str(path)):
+            _, output = second[0].communicate(timeout=20)
+            assert f"a dj_queue supervisor is already running (pid={os.getpid()})" in output
+            assert path.read_text().strip() == str(os.getpid())
+        assert not path.exists()
+
     def test_a_folder_that_is_missing(self, refused, tmp_path):
         path = str(tmp_path / "missing" / "dj_queue.pid")
         assert refused(options={"supervisor_pidfile": path}) == (
@@ -504,6 +592,13 @@ class TestHealth:
         code, output = health(environment={"DJ_QUEUE_TEST_OPTIONS": options})
         assert code == 1
         assert "within 50 seconds" in output
+
+    @pytest.mark.parametrize("age", ["soon", "", "0", "-5", "1.5", "99999999999"])
+    def test_an_age_that_is_none(self, health, age):
+        code, output = health(f"--max-age={age}")
+        assert code == 2
+        assert "argument --max-age: expected a whole number of seconds from 1 to 3153600000" in output
+        assert repr(age) in output
 
     def test_of_one_alias(self, health, project):
         self.beat(age=0, alias="critical")

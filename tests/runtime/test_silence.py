@@ -97,8 +97,10 @@ class TestRuntime:
         assert runner_pids(running) == pids
         assert running.stop() == 0
 
-    def test_a_statement_that_takes_long_is_left_alone(self, proxy, runtime, project, ran):
-        running = runtime("--only-work", options=ONE_THREAD, environment=project(SOON) | proxy.environment, rows=1)
+    def test_a_statement_that_takes_long_is_left_alone_and_holds_up_no_heartbeat(self, proxy, runtime, project, ran):
+        running = runtime(
+            "--only-work", options=ONE_THREAD | WATCHFUL, environment=project(SOON) | proxy.environment, rows=1
+        )
         with transaction.atomic():
             with connection.cursor() as cursor:
                 cursor.execute("LOCK TABLE dj_queue_ready_executions IN ACCESS EXCLUSIVE MODE")
@@ -107,6 +109,7 @@ class TestRuntime:
         enqueue((tasks.append_line, str(ran), "line"))
         wait_until(lambda: lines(ran) == ["line"])
         assert "away" not in running.output
+        assert "lost touch" not in running.output
         assert running.stop() == 0
 
     def test_a_heartbeat_that_is_never_answered_ends_the_lease_all_the_same(self, proxy, runtime, ran, tmp_path):

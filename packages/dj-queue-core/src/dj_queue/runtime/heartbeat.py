@@ -8,8 +8,9 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
-from django.db import Error, connections
+from django.db import connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.operations import processes
@@ -68,13 +69,14 @@ class Heartbeat:
                 self._failing = False
                 return True
             self._lapse()  # pruned: the jobs are no longer ours
-        except Error as error:
+        except Exception as error:  # whatever it is: the next beat may get through
             if not self._failing:
                 report(self._config, error, f"{self._name}.heartbeat")
             self._failing = True
         finally:
             # A beat a minute needs no connection in between.
-            connections[self._config.database_alias].close()
+            with suppress(Exception):
+                connections[self._config.database_alias].close()
         return False
 
     def _guard(self) -> None:

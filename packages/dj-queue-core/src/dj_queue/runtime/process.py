@@ -20,6 +20,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Process
 from dj_queue.operations import processes
+from dj_queue.runtime import lease as leases
 from dj_queue.runtime import session
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.heartbeat import Heartbeat
@@ -180,6 +181,7 @@ class Runner(ABC):
                 self.sleep(wait)
 
     def _register(self) -> float:
+        sent_at = leases.now()
         self.process_id = processes.register(
             self.config,
             kind=self.kind,
@@ -191,6 +193,7 @@ class Runner(ABC):
         )
         self.board.process_id = self.process_id
         self.lease = Lease(self.config.process_alive_threshold)
+        self.lease.renew(sent_at)
         return 0.0
 
     def _deregister(self) -> float:

@@ -111,6 +111,7 @@ class Supervisor(ABC):
     def start(self) -> None:
         """Register, settle what others left, and start every runner."""
         if self.standalone:
+            title(self.name)
             session.connect(self.config)
         self._register()
         recovery.settle_missing(self.config)
@@ -147,7 +148,14 @@ class Supervisor(ABC):
         """
         with pidfile(self.config.supervisor_pidfile if self.standalone else None):
             interrupted = self._asked if heed_interrupts else signal.SIG_IGN
-            handlers = {signal.SIGTERM: self._asked, signal.SIGINT: interrupted, signal.SIGQUIT: self._quit}
+            handlers: dict[int, Any] = {
+                signal.SIGTERM: self._asked,
+                signal.SIGINT: interrupted,
+                signal.SIGQUIT: self._quit,
+            }
+            if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+                # Inherited from whoever started this; and nobody can wait for children that are ignored.
+                handlers[signal.SIGCHLD] = signal.SIG_DFL
             before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             try:
                 self.start()
@@ -298,11 +306,6 @@ class ForkSupervisor(Supervisor):
         self._children: dict[int, Plan] = {}
         self._replaced: dict[str, int] = {}  # the pid that each name had last
 
-    def start(self) -> None:
-        if self.standalone:
-            title(f"dj_queue {self.name}")
-        super().start()
-
     def _start_runner(self, plan: Plan) -> None:
         pid = fork(plan, self.process_id)
         self._children[pid] = plan
@@ -330,7 +333,10 @@ class ForkSupervisor(Supervisor):
             self._wakeup.wait(0.02)
         self._signal_children(signal.SIGKILL)
         for pid, plan in self._children.items():
-            os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, 0)
+            if os.WIFEXITED(status):  # just in time
+                self._unsettled.append(Ended(plan, _end(status), pid))
+                continue
             logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
             self._unsettled.append(Ended(plan, self._cut_short, pid))
         self._children = {}

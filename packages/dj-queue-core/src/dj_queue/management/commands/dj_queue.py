@@ -1,6 +1,6 @@
 """Runs the queue: `manage.py dj_queue`."""
 
-from argparse import SUPPRESS
+from argparse import SUPPRESS, ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from dj_queue.runtime.pidfile import SupervisorRunningError
 from dj_queue.runtime.process import End
 from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
 from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
+
+_LONGEST = 86400
 
 
 class Command(BaseCommand):
@@ -34,7 +36,7 @@ class Command(BaseCommand):
         parser.add_argument("--reloaded", action="store_true", help=SUPPRESS)
         parser.add_argument(
             "--wait",
-            type=float,
+            type=_seconds,
             default=30.0,
             help="seconds to wait for database and migrations (default: %(default)s)",
         )
@@ -61,6 +63,16 @@ class Command(BaseCommand):
         if end is not End.DRAINED:
             self.stderr.write("Jobs were still running when the time was up: they are given back or given up.")
             supervisor.leave(end)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST:  # NaN is neither
+        raise ArgumentTypeError(f"expected a number of seconds from 0 to {_LONGEST} (a day), got {text!r}")
+    return seconds
 
 
 def _config(options: dict[str, Any]) -> BackendConfig:
