@@ -462,4 +462,5 @@ STORAGE = (
         for table in ("ready", "claimed", "scheduled", "blocked")
     ),
     "ALTER TABLE dj_queue_processes SET (fillfactor = 50)",
+    "ALTER TABLE dj_queue_semaphores SET (fillfactor = 50)",
 )
