@@ -8,6 +8,7 @@ from django.db import connections
 from dj_queue.dialects.base import (
     Claim,
     Dialect,
+    LimitedJob,
     NewJob,
     Outcome,
     QueueCounts,
@@ -19,6 +20,7 @@ from dj_queue.dialects.base import (
 __all__ = [
     "Claim",
     "Dialect",
+    "LimitedJob",
     "NewJob",
     "Outcome",
     "QueueCounts",

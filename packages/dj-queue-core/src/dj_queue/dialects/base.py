@@ -6,6 +6,7 @@ of its caller; where `one_statement` is true, each of `insert`, `claim`, `finish
 """
 
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -33,6 +34,16 @@ class NewJob(NamedTuple):
     priority: int
     payload: str
     run_after: datetime | None
+
+
+class LimitedJob(NamedTuple):
+    """A job to store that has a concurrency key."""
+
+    job: NewJob
+    key: str
+    limit: int
+    duration: float  # seconds
+    discards: bool  # where there is no room, instead of being blocked
 
 
 class Claim(NamedTuple):
@@ -167,6 +178,35 @@ class Dialect(ABC):
         Locks the semaphores in the order of their keys before it looks for blocked jobs: whoever
         blocked on a semaphore held that lock, so its job is seen.
         """
+
+    def insert_limited(
+        self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
+    ) -> tuple[datetime, set[UUID]] | None:
+        """Store jobs that have a concurrency key, and take slots for those that are due.
+
+        Return the database's time and which jobs were discarded; None where the caller is to do it, step by
+        step in one transaction. Where `one_statement` is true, nothing is written but by one statement.
+        """
+        return None
+
+    def finish_limited(
+        self,
+        cursor: CursorWrapper,
+        outcomes: Sequence[Outcome],
+        keys: Mapping[int, str],
+        *,
+        worker: str,
+        preserve: bool,
+        notify: bool,
+    ) -> tuple[datetime, set[int], list[UnblockedJob]]:
+        """`finish`, and then `unblock` with one slot for each claim that still stood and has a key in `keys`."""
+        finished_at, kept = self.finish(cursor, outcomes, worker=worker, preserve=preserve)
+        freed = Counter(keys[claim_id] for claim_id in kept if claim_id in keys)
+        return finished_at, kept, self.unblock(cursor, freed, notify=notify) if freed else []
+
+    def finishes_at_once(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether `finish_limited` is one round trip on this connection, and so a transaction of its own."""
+        return False
 
     def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
         """A look without a lock, before a claim or a promotion: False spares the transaction."""

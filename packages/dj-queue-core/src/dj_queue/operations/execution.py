@@ -7,12 +7,12 @@ recorded. Whoever deletes the row first, worker or recovery, decides what become
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
 from django.tasks import TaskContext
 from django.tasks.base import TaskError
@@ -23,7 +23,7 @@ from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.models import ClaimedExecution
-from dj_queue.operations import concurrency, results, transactions
+from dj_queue.operations import results, transactions
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
 
@@ -109,10 +109,13 @@ def run(job: Job, config: BackendConfig, *, worker: str) -> None:
     job.seconds = time.monotonic() - began
 
 
-def finish(config: BackendConfig, jobs: Sequence[Job], *, worker: str) -> list[Job]:
+def finish(
+    config: BackendConfig, jobs: Sequence[Job], *, worker: str, on_unblocked: Callable[[], None] = lambda: None
+) -> list[Job]:
     """Record what became of these jobs, and return those that were still ours.
 
-    Raises the database's error when that is away: nothing was recorded, call again.
+    `on_unblocked` is called if that made blocked jobs ready. Raises the database's error when that is away:
+    nothing was recorded, call again.
     """
     try:
         recorded = _record(config, jobs, worker)
@@ -121,13 +124,15 @@ def finish(config: BackendConfig, jobs: Sequence[Job], *, worker: str) -> list[J
             raise
         if len(jobs) > 1:
             # One outcome that the database cannot store must not hold up the others.
-            return [job for each in jobs for job in finish(config, [each], worker=worker)]
+            return [job for each in jobs for job in finish(config, [each], worker=worker, on_unblocked=on_unblocked)]
         recorded = _record_refused(config, jobs[0], worker, refusal)
     ours = [job for job in jobs if job.claim.id in recorded.kept]
     for job in ours:
         _settle(job, recorded.finished_at)
     if events.heard():
         _tell(jobs, recorded)
+    if recorded.unblocked:
+        on_unblocked()
     return ours
 
 
@@ -185,12 +190,18 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded
     keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
 
     def write(dialect: Dialect, cursor: CursorWrapper) -> Recorded:
-        finished_at, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=config.preserve_finished_jobs)
-        freed = [keys[claim_id] for claim_id in kept if claim_id in keys]
-        return Recorded(finished_at, kept, concurrency.release(config, dialect, cursor, freed))
+        preserve = config.preserve_finished_jobs
+        if not keys:
+            return Recorded(*dialect.finish(cursor, outcomes, worker=worker, preserve=preserve), [])
+        finished_at, kept, unblocked = dialect.finish_limited(
+            cursor, outcomes, keys, worker=worker, preserve=preserve, notify=config.listen_notify
+        )
+        return Recorded(finished_at, kept, [(str(job.job_id), job.key) for job in unblocked])
 
     # A slot is freed in the transaction that finishes its job: neither can happen without the other.
-    return transactions.run(config.database_alias, write, one_statement=not keys)
+    connection = connections[config.database_alias]
+    at_once = not keys or dialect_for(config.database_alias).finishes_at_once(connection)
+    return transactions.run(config.database_alias, write, one_statement=at_once)
 
 
 def _record_refused(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded:

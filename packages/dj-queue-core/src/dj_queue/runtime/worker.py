@@ -190,9 +190,12 @@ class Worker(Runner):
         """Take what was notified; return whether there may be work."""
         heard = self.config.alias in self.dialect.notified(connections[self.config.database_alias])
         if heard:
-            self._next_claim = 0.0
-            self._idle_poll = _FIRST_POLL
+            self._look_at_once()
         return heard
+
+    def _look_at_once(self) -> None:
+        self._next_claim = 0.0
+        self._idle_poll = _FIRST_POLL
 
     # ---- finish ----
 
@@ -205,7 +208,9 @@ class Worker(Runner):
         self._unrecorded += done
         if self._unrecorded:
             began = time.monotonic()
-            recorded = execution.finish(self.config, self._unrecorded, worker=self.name)
+            recorded = execution.finish(
+                self.config, self._unrecorded, worker=self.name, on_unblocked=self._look_at_once
+            )
             self._recorded += len(self._unrecorded)
             self._held.difference_update(job.claim.id for job in self._unrecorded)
             self._unrecorded = []
