@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -368,6 +369,24 @@ class AsyncSupervisor(Supervisor):
                 logger.error("dj_queue %s did not stop in time", plan.name)
                 self._unsettled.append(Ended(plan, self._cut_short))
         self._unsettled += self._ended()
+
+    def _settle_one(self, ended: Ended) -> None:
+        if not self.standalone and self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
+            # Its threads may run on for as long as the host's process does, and nobody else may run what
+            # they run. If this process does not reach its exit, the heartbeat's end settles it.
+            self.unfinished = True
+            if ended.plan.board.process_id is not None:
+                atexit.register(self._give_back_at_exit, ended.plan.board.process_id)
+            return
+        super()._settle_one(ended)
+
+    def _give_back_at_exit(self, process_id: int) -> None:
+        try:
+            recovery.process_ended(self.config, process_id, give_back=True)
+        except Exception as error:
+            report(self.config, error, "supervisor.run")
+        finally:
+            connections[self.config.database_alias].close()
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():
