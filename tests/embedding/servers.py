@@ -80,9 +80,9 @@ class Server(Runtime):
     def get(self, path: str) -> Any:
         return self._ask("GET", path)
 
-    def enqueue(self, task: Any, *args: Any, path: str = "/enqueue") -> Any:
-        """Enqueue over HTTP; return the answer: the job's `id`, and the `pid` of who answered."""
-        return self._ask("POST", path, json.dumps({"task": task.module_path, "args": args}))
+    def enqueue(self, task: Any, *args: Any, path: str = "/enqueue", times: int = 1) -> Any:
+        """Enqueue over HTTP; return the answer: the `ids` of the jobs, and the `pid` of who answered."""
+        return self._ask("POST", path, json.dumps({"task": task.module_path, "args": args, "times": times}))
 
     def _ask(self, method: str, path: str, body: str | None = None) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)

@@ -13,16 +13,17 @@ from tests.project.models import Run
 
 
 def enqueue(request: HttpRequest) -> JsonResponse:
-    """Enqueue `{"task": path, "args": [...]}`."""
+    """Enqueue `{"task": path, "args": [...], "times": number}`."""
     given = json.loads(request.body)
-    result = import_string(given["task"]).enqueue(*given["args"])
-    return JsonResponse({"id": result.id, "pid": os.getpid()})
+    task = import_string(given["task"])
+    return JsonResponse({"ids": [task.enqueue(*given["args"]).id for _ in range(given["times"])], "pid": os.getpid()})
 
 
 async def aenqueue(request: HttpRequest) -> JsonResponse:
     given = json.loads(request.body)
-    result = await import_string(given["task"]).aenqueue(*given["args"])
-    return JsonResponse({"id": result.id, "pid": os.getpid()})
+    task = import_string(given["task"])
+    ids = [(await task.aenqueue(*given["args"])).id for _ in range(given["times"])]
+    return JsonResponse({"ids": ids, "pid": os.getpid()})
 
 
 def pid(request: HttpRequest) -> JsonResponse:
