@@ -20,7 +20,8 @@ _SEAT = 0
 class Seat:
     def __init__(self) -> None:
         # Open for as long as the server is there.
-        self._file = tempfile.TemporaryFile(prefix="dj-queue-gunicorn-", buffering=0)  # noqa: SIM115
+        self._file, path = tempfile.mkstemp(prefix="dj-queue-gunicorn-")
+        os.unlink(path)
         self._mine: set[int] = set()
 
     def take(self) -> bool:
@@ -39,13 +40,13 @@ class Seat:
         self._lock(supervisor_id)
         entries = self._entries()
         free = entries.index(0) if 0 in entries else len(entries)
-        os.pwrite(self._file.fileno(), _ID.pack(supervisor_id), free * _ID.size)
+        os.pwrite(self._file, _ID.pack(supervisor_id), free * _ID.size)
 
     def strike(self, supervisor_id: int) -> None:
         """Note that nothing of this supervisor is left."""
         for n, entered in enumerate(self._entries()):
             if entered == supervisor_id:
-                os.pwrite(self._file.fileno(), _ID.pack(0), n * _ID.size)
+                os.pwrite(self._file, _ID.pack(0), n * _ID.size)
         self._mine.discard(supervisor_id)
         self._unlock(supervisor_id)
 
@@ -56,8 +57,8 @@ class Seat:
     # ---- steps ----
 
     def _entries(self) -> list[int]:
-        size = os.fstat(self._file.fileno()).st_size
-        return [entered for (entered,) in _ID.iter_unpack(os.pread(self._file.fileno(), size, 0))]
+        size = os.fstat(self._file).st_size
+        return [entered for (entered,) in _ID.iter_unpack(os.pread(self._file, size, 0))]
 
     def _lock(self, byte: int) -> bool:
         try:
