@@ -34,7 +34,9 @@ if __name__ == "__main__":
     # The hooks are all that gunicorn.conf.py has.
     config = f"--config={FOLDER / 'gunicorn.conf.py'}"
     bind = "--bind=127.0.0.1:{port}"
-    with serve("gunicorn", "ex26_advanced_gunicorn:application", config, bind, "--workers=2", "--log-level=error") as url:
+    with serve(
+        "gunicorn", "ex26_advanced_gunicorn:application", config, bind, "--workers=2", "--log-level=error"
+    ) as url:
         host = host_of_next_job(url)
         print("supervisors in two workers:", Process.objects.filter(kind="Supervisor").count())
         os.kill(host, signal.SIGKILL)

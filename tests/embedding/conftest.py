@@ -20,9 +20,7 @@ def server(transactional_db: None) -> Iterator[Callable[..., Server]]:
         port: int | None = None,
         wait: bool = True,
     ) -> Server:
-        running = Server(
-            kind, *arguments, app=app, options=options or {}, environment=environment or {}, port=port
-        )
+        running = Server(kind, *arguments, app=app, options=options or {}, environment=environment or {}, port=port)
         started.append(running)
         if wait:
             running.wait_serving()

@@ -18,7 +18,7 @@ import pytest
 from django.db import connection
 
 from dj_queue.models import Job, Process
-from tests.conftest import Runtime, _plain, wait_until
+from tests.conftest import Runtime, _plain, lines, wait_until
 
 ROOT = Path(__file__).parent.parent.parent
 SITE = "tests.embedding.site"
@@ -160,3 +160,12 @@ def wait_finished(*ids: str) -> list[Any]:
     jobs = Job.objects.filter(pk__in=ids)
     wait_until(lambda: jobs.finished().count() == len(ids), what="jobs finished")
     return [job.return_value for job in jobs]
+
+
+def assert_one_after_the_other(ran: Path) -> None:
+    """Two processes ran the task `tick`, and the second began after the first had ended."""
+    ticks = [(line.split()[0], int(line.split()[2])) for line in lines(ran) if not line.endswith("end")]
+    first, second = ticks[0][0], ticks[-1][0]
+    assert {pid for pid, _ in ticks} == {first, second}
+    assert first != second
+    assert max(at for pid, at in ticks if pid == first) < min(at for pid, at in ticks if pid == second)

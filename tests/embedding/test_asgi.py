@@ -16,6 +16,7 @@ from tests.embedding.servers import (
     ASGI_SERVERS,
     SITE,
     Load,
+    assert_one_after_the_other,
     supervisors,
     wait_finished,
 )
@@ -68,9 +69,7 @@ class TestOneServer:
         assert states() == {"finished": 1}
         assert not Process.objects.exists()
 
-    def test_a_job_that_outlasts_the_shutdown_is_never_run_twice_at_once(
-        self, server, runtime, kind, ran, release
-    ):
+    def test_a_job_that_outlasts_the_shutdown_is_never_run_twice_at_once(self, server, runtime, kind, ran, release):
         running = server(kind, options={"shutdown_timeout": 0.3})
         running.enqueue(site_tasks.tick, str(ran), str(release))
         wait_until(lambda: lines(ran))
@@ -85,11 +84,7 @@ class TestOneServer:
             release.touch()
             wait_settled()
             assert states() == {"finished": 1}
-            first, second = (line.split()[0] for line in (lines(ran)[0], lines(ran)[-1]))
-            ticks = [line.split() for line in lines(ran) if not line.endswith("end")]
-            last = max(int(words[2]) for words in ticks if words[0] == first)
-            again = min(int(words[2]) for words in ticks if words[0] == second)
-            assert last < again
+            assert_one_after_the_other(ran)
         else:
             # A signal has ended the process before its exit: the job stays its own until its heartbeat expires.
             claim = ClaimedExecution.objects.get()

@@ -11,10 +11,17 @@ import pytest
 
 from dj_queue.models import ClaimedExecution, Job, Process
 from tests.conftest import Counts, lines, wait_settled, wait_until
-from tests.embedding.servers import SITE, Load, supervisors, wait_finished, wait_supervisor
+from tests.embedding.servers import (
+    SITE,
+    Load,
+    assert_one_after_the_other,
+    supervisors,
+    wait_finished,
+    wait_supervisor,
+)
 from tests.embedding.site import tasks as site_tasks
 from tests.project import tasks
-from tests.runtime.test_recovery import EXIT, enqueue, failures
+from tests.runtime.test_recovery import EXIT, failures
 from tests.working import states
 
 # name: the worker class, and the application it serves
@@ -96,6 +103,19 @@ class TestOneHost:
         assert running.wait() == 0, running.output
         assert lines(ran) == ["running"]
         assert states() == {"finished": 1}
+        assert not Process.objects.exists()
+
+    def test_a_job_that_outlasts_its_worker_goes_back_once_that_is_gone(self, gunicorn, kind, ran, release):
+        running = gunicorn(kind, "--workers", "1", options={"shutdown_timeout": 0.3})
+        running.enqueue(site_tasks.tick, str(ran), str(release))
+        wait_until(lambda: lines(ran))
+        running.signal(signal.SIGHUP)
+        wait_until(lambda: len({line.split()[0] for line in lines(ran)}) == 2, what="it runs again")
+        release.touch()
+        wait_settled()
+        assert states() == {"finished": 1}
+        assert_one_after_the_other(ran)
+        assert running.stop() == 0, running.output
         assert not Process.objects.exists()
 
     def test_a_host_that_is_killed_is_succeeded_at_once(self, gunicorn, kind, ran, release):

@@ -7,7 +7,6 @@ import sys
 from unittest import mock
 
 import pytest
-
 from django.db import connection
 
 from dj_queue.models import Process

@@ -87,15 +87,31 @@ def test_the_dead_are_known(fork):
 
     lives, _ = fork(sit(7))
     dies, _ = fork(sit(8, 9))
-    assert seat.dead() == []
+    assert seat.dead() == {}
     end(dies)
-    assert seat.dead() == [8, 9]
+    assert seat.dead() == {8: False, 9: False}
     seat.strike(8)
-    assert seat.dead() == [9]
+    assert seat.dead() == {9: False}
     seat.strike(9)
-    assert seat.dead() == []
+    assert seat.dead() == {}
     end(lives)
-    assert seat.dead() == [7]
+    assert seat.dead() == {7: False}
+
+
+def test_the_dead_who_stopped_in_order_are_known_as_that(fork):
+    seat = Seat()
+
+    def stop():
+        seat.enter(7)
+        seat.bequeath(7)
+        return True
+
+    pid, _ = fork(stop)
+    assert seat.dead() == {}
+    end(pid)
+    assert seat.dead() == {7: True}
+    seat.strike(7)
+    assert seat.dead() == {}
 
 
 def test_ones_own_is_not_dead_and_places_are_used_again():
@@ -103,6 +119,6 @@ def test_ones_own_is_not_dead_and_places_are_used_again():
     assert seat.take()
     for supervisor_id in range(1, 200):
         seat.enter(supervisor_id)
-        assert seat.dead() == []
+        assert seat.dead() == {}
         seat.strike(supervisor_id)
     assert len(seat._entries()) == 1

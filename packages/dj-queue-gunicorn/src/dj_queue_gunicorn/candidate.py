@@ -34,10 +34,6 @@ class Candidate:
         # A daemon: a worker that is aborted must not wait for it.
         self._thread = threading.Thread(target=self._run, name="dj-queue-candidate", daemon=True)
 
-    def sit(self) -> None:
-        """Take the seat before the application is loaded."""
-        self._seat.take()
-
     def start(self) -> None:
         """Take part from now on. Raises `ImproperlyConfigured`: a worker that cannot host is to fail its boot."""
         from dj_queue.runtime.embedded import embedded_config
@@ -75,6 +71,7 @@ class Candidate:
         embedded = Embedded(self._backend_alias)
         embedded.start()
         entered: list[int] = []
+        supervisor = None
         try:
             supervisor = self._started(embedded)
             self._worker._dj_queue_supervisor = supervisor
@@ -92,7 +89,10 @@ class Candidate:
             wait([embedded.ended])
             self._worker._dj_queue_supervisor = None
             for supervisor_id in entered:
-                self._seat.strike(supervisor_id)
+                if supervisor is not None and supervisor.unfinished:
+                    self._seat.bequeath(supervisor_id)
+                else:
+                    self._seat.strike(supervisor_id)
         embedded.ended.result()
 
     def _started(self, embedded: Embedded) -> AsyncSupervisor | None:
@@ -102,13 +102,14 @@ class Candidate:
         return None
 
     def _settle_dead(self) -> None:
-        """Settle at once what those have left who sat here and were killed, and not when their heartbeats expire."""
+        """Settle at once what those have left who hosted before and are gone, and not when their heartbeats expire."""
         from dj_queue.operations import recovery
 
         try:
-            for supervisor_id in self._seat.dead():
-                logger.warning("dj_queue: the worker that hosted the supervisor was killed, settling its jobs")
-                recovery.supervisor_ended(self._config, supervisor_id)
+            for supervisor_id, in_order in self._seat.dead().items():
+                if not in_order:
+                    logger.warning("dj_queue: the worker that hosted the supervisor was killed, settling its jobs")
+                recovery.supervisor_ended(self._config, supervisor_id, give_back=in_order)
                 self._seat.strike(supervisor_id)
         except Error as error:
             logger.warning("dj_queue: the database is away, trying again: %s", error)

@@ -12,6 +12,7 @@ from typing import Any
 
 from dj_queue_gunicorn.candidate import Candidate
 from dj_queue_gunicorn.seat import Seat
+from dj_queue_gunicorn.uvicorn import BeforeShutdown, is_uvicorn
 
 # Opened where gunicorn reads its configuration, in the arbiter, so that every worker inherits the same.
 _seat = Seat()
@@ -26,11 +27,11 @@ def post_fork(server: Any, worker: Any) -> None:
             " Import it at the top of gunicorn.conf.py, not within a hook."
         )
     worker._dj_queue_supervisor = None
-    worker._dj_queue_candidate = candidate = Candidate(worker, _seat)
+    worker._dj_queue_candidate = Candidate(worker, _seat)
     if worker.age == 1:
-        candidate.sit()
+        _seat.take()
     # The application is not loaded yet, and Django not set up, unless gunicorn preloads it.
-    _call_after(worker.cfg, "post_worker_init", lambda worker: candidate.start())
+    _call_after(worker.cfg, "post_worker_init", _start)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -39,6 +40,13 @@ def worker_exit(server: Any, worker: Any) -> None:
     candidate = getattr(worker, "_dj_queue_candidate", None)
     if candidate is not None:
         candidate.stop()
+
+
+def _start(worker: Any) -> None:
+    candidate = worker._dj_queue_candidate
+    candidate.start()
+    if is_uvicorn(worker):
+        worker.wsgi = BeforeShutdown(worker.wsgi, candidate.stop)
 
 
 def _call_after(cfg: Any, hook: str, call: Callable[[Any], None]) -> None:

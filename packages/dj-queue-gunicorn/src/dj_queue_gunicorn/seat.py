@@ -44,17 +44,26 @@ class Seat:
 
     def strike(self, supervisor_id: int) -> None:
         """Note that nothing of this supervisor is left."""
-        for n, entered in enumerate(self._entries()):
-            if entered == supervisor_id:
-                os.pwrite(self._file, _ID.pack(0), n * _ID.size)
+        self._replace(supervisor_id, 0)
         self._mine.discard(supervisor_id)
         self._unlock(supervisor_id)
 
-    def dead(self) -> list[int]:
-        """The supervisors whose processes have ended for certain, and which nobody has struck."""
-        return [entered for entered in self._entries() if entered and entered not in self._mine and self._lock(entered)]
+    def bequeath(self, supervisor_id: int) -> None:
+        """Note that this supervisor has stopped in order, and that what its threads still run may be given back
+        once this process is gone."""
+        self._replace(supervisor_id, -supervisor_id)
+
+    def dead(self) -> dict[int, bool]:
+        """The supervisors whose processes have ended for certain and which nobody has struck: in order, or not."""
+        entries = {abs(entry): entry < 0 for entry in self._entries() if entry}
+        return {known: order for known, order in entries.items() if known not in self._mine and self._lock(known)}
 
     # ---- steps ----
+
+    def _replace(self, supervisor_id: int, entry: int) -> None:
+        for n, entered in enumerate(self._entries()):
+            if abs(entered) == supervisor_id:
+                os.pwrite(self._file, _ID.pack(entry), n * _ID.size)
 
     def _entries(self) -> list[int]:
         size = os.fstat(self._file).st_size

@@ -373,16 +373,22 @@ class AsyncSupervisor(Supervisor):
     def _settle_one(self, ended: Ended) -> None:
         if not self.standalone and self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
             # Its threads may run on for as long as the host's process does, and nobody else may run what
-            # they run. If this process does not reach its exit, the heartbeat's end settles it.
+            # they run. Should this process not reach its exit, the heartbeat's end settles it.
+            if not self.unfinished:
+                atexit.register(self._give_back_at_exit)
             self.unfinished = True
-            if ended.plan.board.process_id is not None:
-                atexit.register(self._give_back_at_exit, ended.plan.board.process_id)
             return
         super()._settle_one(ended)
 
-    def _give_back_at_exit(self, process_id: int) -> None:
+    def _deregister(self) -> None:
+        # What was left to the process's exit is to be found by its supervisor until then.
+        if self.standalone or not self.unfinished:
+            super()._deregister()
+
+    def _give_back_at_exit(self) -> None:
         try:
-            recovery.process_ended(self.config, process_id, give_back=True)
+            if self.process_id is not None:
+                recovery.supervisor_ended(self.config, self.process_id, give_back=True)
         except Exception as error:
             report(self.config, error, "supervisor.run")
         finally:
