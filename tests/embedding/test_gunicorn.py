@@ -8,6 +8,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
+from gunicorn.config import Config
 
 from dj_queue.models import ClaimedExecution, Job, Process
 from tests.conftest import Counts, lines, wait_settled, wait_until
@@ -54,7 +55,8 @@ def gunicorn(server, tmp_path):
         worker_class, module = CLASSES[kind]
         config = tmp_path / f"gunicorn-{len(list(tmp_path.iterdir()))}.conf.py"
         config.write_text(f"import warnings\nwarnings.simplefilter('ignore')\n{conf}")
-        control = [f"--control-socket={tmp_path}/{config.stem}.ctl"]
+        # Only newer ones have it, and then it is one for each user.
+        control = [f"--control-socket={tmp_path}/{config.stem}.ctl"] if "control_socket" in Config().settings else []
         return server(
             "gunicorn",
             f"--config={config}",

@@ -62,7 +62,7 @@ class Embedded:
             supervisor.stop()
             if supervisor.unfinished:
                 logger.warning(
-                    "dj_queue %s: jobs were still running when the time was up. They are given back when this"
+                    "dj_queue %s: jobs were still running when the time was up. They stay its own until this"
                     " process ends. Raise shutdown_timeout if they should finish first.",
                     supervisor.name,
                 )
