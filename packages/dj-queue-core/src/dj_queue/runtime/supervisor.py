@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
@@ -406,6 +407,30 @@ class AsyncSupervisor(Supervisor):
             self._settle()
             os._exit(int(end))
         super().leave(end)
+
+    def _settle_one(self, ended: Ended) -> None:
+        if not self.standalone and self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
+            # Its threads may run on for as long as the host's process does, and nobody else may run what
+            # they run. Should this process not reach its exit, the heartbeat's end settles it.
+            if not self.unfinished:
+                atexit.register(self._give_back_at_exit)
+            self.unfinished = True
+            return
+        super()._settle_one(ended)
+
+    def _deregister(self) -> None:
+        # What was left to the process's exit is to be found by its supervisor until then.
+        if self.standalone or not self.unfinished:
+            super()._deregister()
+
+    def _give_back_at_exit(self) -> None:
+        try:
+            if self.process_id is not None:
+                recovery.supervisor_ended(self.config, self.process_id, give_back=True)
+        except Exception as error:
+            report(self.config, error, "supervisor.run")
+        finally:
+            connections[self.config.database_alias].close()
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():
