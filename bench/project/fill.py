@@ -1,6 +1,6 @@
 """Runs in a system's environment: stores jobs through the public API, and prints how long that took.
 
-    python -m bench.project.fill '{"task": "noop", "count": 1000, "queues": ["a", "b"], "pause": []}'
+python -m bench.project.fill '{"task": "noop", "count": 1000, "queues": ["a", "b"], "pause": []}'
 """
 
 import json
@@ -14,9 +14,8 @@ _BATCH = 5000
 
 def main(wanted):
     django.setup()
-    from dj_queue.api import QueueInfo
-
     from bench.project import tasks
+    from dj_queue.api import QueueInfo
 
     task = getattr(tasks, wanted["task"])
     queues = wanted["queues"]

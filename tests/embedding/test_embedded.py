@@ -69,7 +69,7 @@ def test_starts_polls_and_stops_in_a_thread_of_its_own(embedded):
 def test_the_mode_of_the_settings_does_not_matter(embedded):
     with pytest.warns(UserWarning, match="counts as 1"):
         _, supervisor = embedded(mode="fork", workers={"processes": 3})
-        assert Process.objects.filter(kind="Worker").count() <= 1
+    assert Process.objects.filter(kind="Worker").count() <= 1
     assert supervisor.metadata["worker_count"] == 1
 
 

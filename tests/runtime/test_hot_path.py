@@ -440,10 +440,24 @@ class TestEvents:
 
         place = {"queue_name": "default", "priority": 0}
         assert fields("job.claimed") == [{"job_id": job_id, **place} for job_id in (ok, bad, first, second)]
-        assert fields("job.executed") == [{"job_id": job_id, "status": "success"} for job_id in (ok, first, second)]
-        assert fields("job.failed") == [
-            {"job_id": bad, "exception_class": "builtins.ValueError", "message": "it failed"}
+
+        def outcome(fields, task_path):
+            assert fields.pop("seconds") >= 0
+            assert fields.pop("waited_seconds") >= 0
+            assert fields.pop("backend_alias") == fields.pop("queue_name") == "default"
+            assert fields.pop("task_path") == f"tests.project.tasks.{task_path}"
+            return fields
+
+        executed = zip(fields("job.executed"), ("append_line", "line_in_slot", "line_in_slot"), strict=True)
+        assert [outcome(*each) for each in executed] == [
+            {"job_id": job_id, "status": "success"} for job_id in (ok, first, second)
         ]
+        (failed,) = fields("job.failed")
+        assert outcome(failed, "fail") == {
+            "job_id": bad,
+            "exception_class": "builtins.ValueError",
+            "message": "it failed",
+        }
         assert fields("job.unblocked") == [{"job_id": second, "concurrency_key": "slot:k"}]
         (replaced,) = fields("process.replaced")
         assert replaced == {"kind": "worker", "old_pid": worker, "new_pid": replaced["new_pid"]}

@@ -3,6 +3,7 @@
     dj_queue.E001  The configuration of an alias has mistakes.
     dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
+    dj_queue.E010  The token that protects `dj_queue.urls` is not a text.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
     dj_queue.W003  The configured processes may open more connections than the server allows.
@@ -24,7 +25,7 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, Error, router
 
-from dj_queue.config import BackendConfig, database_aliases, load_config, managed_aliases
+from dj_queue.config import BackendConfig, database_aliases, load_config, managed_aliases, observability_token
 from dj_queue.runtime import budget
 
 TAG = "dj_queue"
@@ -40,7 +41,14 @@ _WAL = re.compile(r"\bjournal_mode\s*[=(]\s*['\"]?wal\b", re.IGNORECASE)
 
 def register() -> None:
     """Add all checks to Django's. `AppConfig.ready()` calls this."""
-    for check in (check_configuration, check_router, check_distributions, check_sqlite, check_pools):
+    for check in (
+        check_configuration,
+        check_router,
+        check_distributions,
+        check_sqlite,
+        check_pools,
+        check_observability_token,
+    ):
         checks.register(check, TAG)
     checks.register(check_connections, TAG, checks.Tags.database)
 
@@ -152,6 +160,15 @@ def _readable() -> list[BackendConfig]:
         with suppress(ImproperlyConfigured):
             found.append(load_config(alias))
     return found
+
+
+def check_observability_token(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        observability_token()
+    except ImproperlyConfigured as error:
+        hint = "Until then, stats.json, metrics and health/ready raise this error."
+        return [checks.Error(str(error), hint=hint, id="dj_queue.E010")]
+    return []
 
 
 def _missing_on_sqlite(database: Mapping[str, Any]) -> list[str]:

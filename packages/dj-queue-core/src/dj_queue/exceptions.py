@@ -52,7 +52,3 @@ class ProcessMissingError(DjQueueError):
 
 class ProcessPrunedError(DjQueueError):
     """The heartbeat of the process that held the job expired."""
-
-
-class MissingAddonError(DjQueueError, ImportError):
-    """A distribution that this feature needs is not installed."""

@@ -7,6 +7,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "dj_queue_asgi":
         raise  # it is there, and broken: its own error says how
-    raise MissingAddonError("dj-queue-asgi is not installed. Run: pip install dj-queue-asgi") from error
+    raise MissingAddonError.of("dj-queue-asgi") from error
 
 __all__ = ["DjQueueLifespan"]

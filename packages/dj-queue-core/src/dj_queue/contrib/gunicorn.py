@@ -7,6 +7,6 @@ try:
 except ModuleNotFoundError as error:
     if error.name != "dj_queue_gunicorn":
         raise  # it is there, and broken: its own error says how
-    raise MissingAddonError("dj-queue-gunicorn is not installed. Run: pip install dj-queue-gunicorn") from error
+    raise MissingAddonError.of("dj-queue-gunicorn") from error
 
 __all__ = ["post_fork", "worker_exit"]

@@ -124,8 +124,7 @@ class Dialect(ABC):
     one_statement = False
     # Whether `observing` needs a transaction around it.
     observes_in_transaction = False
-    _used_queues = observation_sql.DISTINCT_QUEUES
-    _ready_heads = observation_sql.DISTINCT_HEADS
+    _queue_names = observation_sql.DISTINCT_NAMES
 
     @abstractmethod
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
@@ -245,7 +244,7 @@ class Dialect(ABC):
 
     def queue_counts(self, cursor: CursorWrapper, *, alias: str, cap: int, most: int) -> list[QueueCounts]:
         """The first `most` queues, in the order of their names, that have jobs, a pause or a recurring task."""
-        cursor.execute(observation_sql.queues(self._used_queues, cap=cap, most=most), {"alias": alias})
+        cursor.execute(observation_sql.queues(self._queue_names, cap=cap, most=most), {"alias": alias})
         return [
             QueueCounts(
                 name, ready, scheduled, claimed or 0, bool(more), blocked, failed, jobs, bool(paused),
@@ -257,7 +256,7 @@ class Dialect(ABC):
 
     def waiting_since(self, cursor: CursorWrapper, *, alias: str, look: int) -> dict[str, datetime]:
         """Since when the longest waiting ready job of each queue has waited, among the first of each priority."""
-        cursor.execute(observation_sql.waiting_since(self._ready_heads, look=look), {"alias": alias})
+        cursor.execute(observation_sql.waiting_since(self._queue_names, look=look), {"alias": alias})
         times = ((name, read_time(cursor, since)) for name, since in cursor.fetchall())
         return {name: since for name, since in times if since is not None}
 

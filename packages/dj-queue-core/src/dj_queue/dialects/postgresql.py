@@ -35,8 +35,7 @@ class PostgreSQL(Dialect):
     json_limits = JSONLimits(depth=500, nul=False)
     one_statement = True
     observes_in_transaction = True
-    _used_queues = observation_sql.SKIPPED_QUEUES
-    _ready_heads = observation_sql.SKIPPED_HEADS
+    _queue_names = observation_sql.SKIPPED_NAMES
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         # By this host's clock: it only decides who is told at once. What is due is decided by the database's.

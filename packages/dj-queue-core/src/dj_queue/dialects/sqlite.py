@@ -25,8 +25,7 @@ from dj_queue.serialization import JSONLimits
 class SQLite(Dialect):
     vendor = "sqlite"
     json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
-    _used_queues = observation_sql.SKIPPED_QUEUES
-    _ready_heads = observation_sql.SKIPPED_HEADS
+    _queue_names = observation_sql.SKIPPED_NAMES
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = timezone.now()

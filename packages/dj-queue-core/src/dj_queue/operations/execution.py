@@ -65,7 +65,7 @@ def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, p
         one_statement=True,
     )
     received = time.monotonic()
-    if claims and events.heard():
+    if claims and events.heard("job.claimed"):
         for each in claims:
             events.emit("job.claimed", job_id=str(each.job_id), queue_name=each.queue_name, priority=each.priority)
     return [Job(each, received) for each in claims]
@@ -129,8 +129,8 @@ def finish(
     ours = [job for job in jobs if job.claim.id in recorded.kept]
     for job in ours:
         _settle(job, recorded.finished_at)
-    if events.heard():
-        _tell(jobs, recorded)
+    if events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
+        _tell(config, jobs, recorded)
     if recorded.unblocked:
         on_unblocked()
     return ours
@@ -226,18 +226,35 @@ def _settle(job: Job, finished_at: datetime) -> None:
         )
 
 
-def _tell(jobs: Sequence[Job], recorded: Recorded) -> None:
+def _tell(config: BackendConfig, jobs: Sequence[Job], recorded: Recorded) -> None:
     for job in jobs:
         job_id = str(job.claim.job_id)
-        error = job.outcome and job.outcome.error
-        if job.claim.id not in recorded.kept:
+        if job.claim.id not in recorded.kept or job.outcome is None:
             events.emit("job.claim_lost", job_id=job_id)
-        elif error:
-            events.emit("job.failed", job_id=job_id, exception_class=error.exception_class, message=error.message)
+            continue
+        ran = {
+            "backend_alias": config.alias,
+            "queue_name": job.claim.queue_name,
+            "task_path": job.claim.task_path,
+            "seconds": job.seconds,
+            "waited_seconds": _waited(job.claim, job.outcome.started_at),
+        }
+        error = job.outcome.error
+        if error:
+            fields = {"exception_class": error.exception_class, "message": error.message}
+            events.emit("job.failed", job_id=job_id, **fields, **ran)
         else:
-            events.emit("job.executed", job_id=job_id, status="success")
+            events.emit("job.executed", job_id=job_id, status="success", **ran)
     for job_id, key in recorded.unblocked:
         events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+
+
+def _waited(claim: Claim, started_at: datetime) -> float | None:
+    """Seconds from when the job was due to its start; None for what was tried before, whose wait began later."""
+    if claim.started_at is not None:
+        return None
+    due = max(claim.created_at, claim.scheduled_at) if claim.scheduled_at else claim.created_at
+    return max(0.0, (started_at - due).total_seconds())
 
 
 # ---- release ----------------------------------------------------------------------------------------

@@ -135,7 +135,7 @@ def write(
 def tell(result: AnyTaskResult) -> None:
     """Tell the log, and Django's receivers, that a job was enqueued."""
     task = result.task
-    if events.heard():
+    if events.heard("job.enqueued"):
         events.emit(
             "job.enqueued",
             job_id=result.id,
