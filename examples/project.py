@@ -9,6 +9,7 @@ import atexit
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import django
 from django.conf import settings
@@ -61,6 +63,7 @@ def setup() -> None:
     databases = _databases()
     settings.configure(
         SECRET_KEY="examples",
+        ALLOWED_HOSTS=["127.0.0.1"],
         USE_TZ=True,
         INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
@@ -93,6 +96,27 @@ def runtime(*arguments: str, **options: Any) -> Iterator[None]:
         process.wait(15)
 
 
+@contextmanager
+def serve(server: str, *arguments: str) -> Iterator[str]:
+    """Run a web server in a process of its own until the block ends; its arguments may name the `{port}`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", server, *(argument.format(port=port) for argument in arguments)]
+    process = subprocess.Popen(command, cwd=FOLDER)
+    try:
+        wait_for(lambda: process.poll() is not None or _answers(port))
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def get(url: str) -> str:
+    with urlopen(url, timeout=20) as response:
+        return str(response.read().decode())
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
     """Wait until the condition is true."""
     deadline = time.monotonic() + seconds
@@ -113,6 +137,11 @@ def wait_until_finished(*results: Any) -> None:
         return all(result.is_finished for result in results)
 
     wait_for(finished)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 setup()

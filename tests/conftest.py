@@ -21,6 +21,11 @@ collect_ignore = ["wheels"]
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    import dj_queue
+
+    installed = os.environ.get("DJ_QUEUE_TEST_INSTALLED")
+    if installed and not Path(dj_queue.__file__).is_relative_to(installed):
+        raise pytest.UsageError(f"not the installed wheel is under test, but {dj_queue.__file__}")
     # A cancelled CI run sends SIGTERM: leave by the front door, so that the suite's own server ends too.
     if not hasattr(config, "workerinput"):
         signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=128 + signal.SIGTERM))
@@ -39,9 +44,6 @@ def pytest_report_header() -> list[str]:
 
     python = ".".join(map(str, sys.version_info[:3]))
     package = Path(dj_queue.__file__).parent
-    installed = os.environ.get("DJ_QUEUE_TEST_INSTALLED")
-    if installed and not package.is_relative_to(installed):
-        raise pytest.UsageError(f"not the installed wheel is under test, but {package}")
     return [f"database under test: {databases.VENDOR}", f"Python {python}, Django {django.__version__}, {package}"]
 
 

@@ -158,7 +158,7 @@ def plans(step: Callable[[], Any]) -> list[Plan]:
             step()
         transaction.set_rollback(True)
     found = []
-    for sql, params in ran:
+    for sql, params in [(each, params) for text, params in ran for each in text.split(";\n")]:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
             (answer,) = cursor.fetchone()

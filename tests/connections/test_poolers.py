@@ -192,7 +192,7 @@ class TestListener:
         alias("nowhere", HOST="/nowhere/at-all")
         found = listener(database_alias="pooled", listen_database_alias="nowhere")
         assert not found.listening
-        found._look_at = 0.0
+        found._open_at = 0.0
         found.look_after()
         (record,) = [record for record in caplog.records if record.levelno == logging.WARNING]
         assert "'nowhere', over which it listens, does not answer" in record.getMessage()

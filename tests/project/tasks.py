@@ -215,6 +215,15 @@ def wait_then_append(release: str, path: str, line: str) -> None:
 
 
 @task
+def stamp_until(release: str, path: str) -> None:
+    """Say again and again, until a test creates the file `release`, which process runs this, and when."""
+    Path(f"{release}.started").touch()
+    while not Path(release).exists():
+        append_line.func(path, f"{os.getpid()} {time.monotonic_ns()}")
+        time.sleep(0.001)
+
+
+@task
 def kill_own_process(path: str = "") -> None:
     """End the worker's process as the kernel does when memory is short, once `path` exists."""
     while path and not Path(path).exists():

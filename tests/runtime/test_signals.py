@@ -167,6 +167,56 @@ class TestTimeUp:
         assert states() == {"ready": 1}
         assert_nothing_left()
 
+    @MODES
+    def test_nobody_runs_it_before_it_has_ended_here(self, runtime, ran, release, mode):
+        (job_id,) = enqueue((tasks.stamp_until, str(release), str(ran)))
+        first = runtime(options=ONE_THREAD | {"mode": mode, "shutdown_timeout": 0.2})
+        wait_until(lambda: lines(ran))
+        # Nothing else to do: it claims the job within milliseconds.
+        second = runtime(options={"workers": {"polling_interval": 0.01}}, rows=2)
+        first.signal(signal.SIGTERM)
+        assert first.wait() == 3
+        wait_until(lambda: len({line.split()[0] for line in lines(ran)}) == 2)
+        release.touch()
+        wait_settled()
+        stamps: dict[str, list[int]] = {}
+        for line in lines(ran):
+            pid, at = line.split()
+            stamps.setdefault(pid, []).append(int(at))
+        before, after = stamps.values()
+        assert max(before) < min(after)
+        assert Job.objects.get(pk=job_id).status == "finished"
+        assert second.stop() == 0
+
+    def test_a_thread_keeps_its_job_until_the_process_ends_at_once(self, runtime, project, tmp_path, ran, release):
+        """Hooks come before it is given back, and nothing of the interpreter's own end after it."""
+        exiting, go = tmp_path / "exiting", tmp_path / "go"
+        code = f"""
+import atexit
+import time
+from pathlib import Path
+from dj_queue.hooks import on_exit
+
+@on_exit
+def exiting(supervisor):
+    Path({str(exiting)!r}).touch()
+    while not Path({str(go)!r}).exists():
+        time.sleep(0.01)
+
+atexit.register(time.sleep, 60)
+"""
+        enqueue((tasks.wait_then_append, str(release), str(ran), "running"))
+        options = ONE_THREAD | {"mode": "async", "shutdown_timeout": 0.2}
+        running = runtime(options=options, environment=project(code))
+        wait_until(Path(f"{release}.started").exists)
+        running.signal(signal.SIGTERM)
+        wait_until(exiting.exists)
+        assert states() == {"claimed": 1}
+        go.touch()
+        assert running.wait() == 3
+        assert states() == {"ready": 1}
+        assert_nothing_left()
+
     def test_a_child_that_hears_no_signal_is_killed(self, runtime, busy, release):
         running, _ = busy("fork", task=tasks.block_in_c, shutdown_timeout=0.3)
         worker = pid_of("worker-1")

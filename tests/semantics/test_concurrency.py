@@ -778,7 +778,7 @@ def test_limits_hold_whatever_happens_at_once(two_aliases: None, monkeypatch: An
 
     def until_deadline(step: Callable[[random.Random], Any], seed: int) -> int:
         chance, steps = random.Random(seed), 0
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline or steps < 6:  # a busy machine may starve one of them
             step(chance)
             steps += 1
         return steps
@@ -842,7 +842,6 @@ def test_limits_hold_whatever_happens_at_once(two_aliases: None, monkeypatch: An
         running = [pool.submit(closing, until_deadline, role, seed) for seed, role in enumerate(roles)]
         steps = [each.result() for each in running]
     print(f"[{databases.VENDOR}] steps {steps}, highest {dict(highest)}, {len(collisions)} collisions {collisions[:1]}")
-    assert min(steps) > 5
     assert highest == limits
     for alias in ("default", "other"):
         recovery.settle_missing(backend_config(alias))

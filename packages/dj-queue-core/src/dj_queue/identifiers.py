@@ -7,6 +7,7 @@ result's id from being guessed. Python has `uuid.uuid7` only from 3.14 on.
 import os
 import threading
 import time
+from datetime import datetime
 from uuid import UUID
 
 _lock = threading.Lock()
@@ -30,3 +31,8 @@ def uuid7() -> UUID:
         _last_tick = tick
     random = int.from_bytes(os.urandom(8)) & _RANDOM_BITS
     return UUID(int=(tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT | random)
+
+
+def earliest_at(moment: datetime) -> UUID:
+    """Return the least UUIDv7 of a moment: those made before it are less."""
+    return UUID(int=max(0, int(moment.timestamp() * 1000)) << 80 | _VERSION | _VARIANT)

@@ -5,9 +5,30 @@ from functools import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.base import (
+    Claim,
+    Dialect,
+    LimitedJob,
+    NewJob,
+    Outcome,
+    QueueCounts,
+    Selector,
+    SemaphoreState,
+    UnblockedJob,
+)
 
-__all__ = ["Claim", "Dialect", "NewJob", "Outcome", "Selector", "UnblockedJob", "dialect_for"]
+__all__ = [
+    "Claim",
+    "Dialect",
+    "LimitedJob",
+    "NewJob",
+    "Outcome",
+    "QueueCounts",
+    "Selector",
+    "SemaphoreState",
+    "UnblockedJob",
+    "dialect_for",
+]
 
 
 # By what their engines have in their names, Django's own and others'.

@@ -18,6 +18,7 @@ from django.db.models import DateTimeField, Expression, Value
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from dj_queue.dialects import observation_sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
 
@@ -25,6 +26,7 @@ from dj_queue.serialization import JSONLimits
 class SQLite(Dialect):
     vendor = "sqlite"
     json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
+    _queue_names = observation_sql.SKIPPED_NAMES
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = timezone.now()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Min, QuerySet
+from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 
 from dj_queue import events
@@ -20,12 +20,19 @@ def size(config: BackendConfig, queue_name: str) -> int:
 
 def latency(config: BackendConfig, queue_name: str) -> float:
     """Return for how many seconds the longest waiting ready job has been ready; 0.0 if there is none."""
-    waits = _ready(config, queue_name).aggregate(since=Min(Coalesce("latency_started_at", "created_at")))
-    if waits["since"] is None:
+    # The oldest of each priority is the first of it in an index; the oldest of all would be found by reading all.
+    rows = _ready(config, queue_name).order_by("-priority", "id")
+    rows_since = rows.values_list("priority", Coalesce("latency_started_at", "created_at"))
+    oldest = []
+    found = rows_since.first()
+    while found is not None:
+        oldest.append(found[1])
+        found = rows_since.filter(priority__lt=found[0]).first()
+    if not oldest:
         return 0.0
 
     now = transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
-    waited: float = (now - waits["since"]).total_seconds()
+    waited: float = (now - min(oldest)).total_seconds()
     return max(0.0, waited)
 
 

@@ -71,6 +71,16 @@ def process_ended(
     return _tell(config, transactions.run(config.database_alias, settle), error)
 
 
+def supervisor_ended(config: BackendConfig, supervisor_id: int, *, give_back: bool = False) -> None:
+    """Settle the claims of all runners of a supervisor whose process has ended for certain, and remove its rows.
+
+    Nobody is left who knows which were started: all count as that, but for an orderly end (`give_back`).
+    """
+    rows = Process.objects.using(config.database_alias)
+    for runner_id in [*rows.filter(supervisor_id=supervisor_id).values_list("pk", flat=True), supervisor_id]:
+        process_ended(config, runner_id, give_back=give_back)
+
+
 def prune(config: BackendConfig, *, except_for: Sequence[int] = ()) -> int:
     """Remove the processes of this alias whose heartbeat expired, by the database's clock; fail their jobs.
 

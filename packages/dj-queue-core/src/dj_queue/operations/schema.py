@@ -1,8 +1,12 @@
 """Whether a database can hold the queue, and its tables are as this version needs them."""
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from django.core.exceptions import ImproperlyConfigured
 from django.db import Error, connections
-from django.db.migrations.executor import MigrationExecutor
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
 
 from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
@@ -48,9 +52,13 @@ def obstacle(database: str) -> str | None:
 
 def unapplied_migrations(database: str) -> list[str]:
     """Return the names of dj-queue's migrations that the database lacks, in their order."""
-    executor = MigrationExecutor(connections[database])
-    targets = [key for key in executor.loader.graph.leaf_nodes() if key[0] == "dj_queue"]
-    return [migration.name for migration, _ in executor.migration_plan(targets) if migration.app_label == "dj_queue"]
+    # Names are enough. Django's own way imports the migrations of every app, and a runtime would keep them.
+    folder, _ = MigrationLoader.migrations_module("dj_queue")
+    if folder is None:  # the project does without
+        return []
+    names = {name for _, name, is_package in iter_modules(import_module(folder).__path__) if not is_package}
+    applied = {name for app, name in MigrationRecorder(connections[database]).applied_migrations() if app == "dj_queue"}
+    return sorted(name for name in names - applied if name[0] not in "_~")
 
 
 def _has_tables(database: str) -> bool:

@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 
 from django.db import connections
@@ -49,7 +50,7 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
     try:
         runner = plan.make(supervisor_id)
         runner.parent = supervisor
-        title(f"dj_queue {plan.name}")
+        title(plan.name)
 
         def asked(number: int, frame: FrameType | None) -> None:
             runner.request_stop(hurry=number == HURRY)
@@ -73,10 +74,13 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         os._exit(code)
 
 
-def title(text: str) -> None:
-    """Name the process for `ps`, where the package setproctitle is installed."""
-    with suppress(ImportError):
-        import_module("setproctitle").setproctitle(text)
+def title(name: str) -> None:
+    """Name the process for `ps`: in full where the package setproctitle is installed, else its command's name."""
+    try:
+        import_module("setproctitle").setproctitle(f"dj_queue {name}")
+    except ImportError:
+        with suppress(OSError):  # Linux alone has it; it keeps 15 characters
+            Path(f"/proc/{os.getpid()}/comm").write_text(name)
 
 
 def _ignore_terminal(number: int, frame: FrameType | None) -> None:

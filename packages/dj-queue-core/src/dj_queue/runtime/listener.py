@@ -9,16 +9,18 @@ import logging
 import time
 from contextlib import suppress
 
-from django.db import Error, connections
+from django.db import Error, OperationalError, connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for
-from dj_queue.operations import transactions
+from dj_queue.runtime import session
 
 logger = logging.getLogger("dj_queue")
 
-# Seconds between two looks at a connection that does nothing but listen, alive or not.
-_LOOK = 10.0
+# Who has nothing to ask is not heard of either: so many seconds apart, a listener asks all the same.
+_PING = 15.0
+# Seconds between two attempts to open a connection that only listens.
+_RETRY = 10.0
 
 
 class Listener:
@@ -30,7 +32,9 @@ class Listener:
         self._name = name
         self._queue = config.database_alias
         self._alias = config.listen_database_alias or self._queue
-        self._look_at = 0.0
+        # On the monotonic clock.
+        self._open_at = 0.0
+        self._ping_at = 0.0
         self._said = ""
 
     @property
@@ -41,23 +45,27 @@ class Listener:
     def connected(self) -> None:
         """The queue's connection was opened anew."""
         if self.apart:
-            self._look_at = 0.0
+            self._open_at = 0.0
         else:
             self.listening = self._config.listen_notify and self._may_listen() and self._listen()
 
     def look_after(self) -> None:
-        """Open, or see to, a connection of its own; to be called now and then."""
-        if not self.apart or not self._config.listen_notify or time.monotonic() < self._look_at:
+        """Open a connection of its own, where it is to have one and has none; to be called now and then."""
+        if not self.apart or self.listening or not self._config.listen_notify or time.monotonic() < self._open_at:
             return
-        self._look_at = time.monotonic() + _LOOK
+        self._open_at = time.monotonic() + _RETRY
         try:
-            if self.listening:
-                with connections[self._alias].cursor() as cursor:
-                    dialect_for(self._alias).now(cursor)
-            else:
-                self.listening = self._open()
+            self.listening = self._open()
         except Error as error:
             self.lost(error)
+
+    def ping(self) -> None:
+        """Raise `OperationalError` if the server was not heard of for a while, and does not answer."""
+        now = time.monotonic()
+        if now >= self._ping_at:
+            self._ping_at = now + _PING
+            if not connections[self._alias].is_usable():
+                raise OperationalError("its connection does not answer")
 
     def heard(self) -> bool:
         """Whether there was word of new work since the last call. Raises what the driver does."""
@@ -94,26 +102,21 @@ class Listener:
         return True
 
     def _open(self) -> bool:
-        transactions.dedicate(self._alias)
-        connection = connections[self._alias]
-        connection.close()
-        connection.ensure_connection()
-        if self._config.silence_polling:
-            transactions.silence(self._alias)
-        dialect = dialect_for(self._alias)
-        dialect.prepare_session(connection)
-        if dialect.is_pooled(connection):
+        self.close()
+        session.connect(self._config, self._alias)
+        if dialect_for(self._alias).is_pooled(connections[self._alias]):
             self._say(f"a connection pooler stands before {self._alias!r} too. Name an alias that goes around it")
         elif self._place(self._alias) != self._place(self._queue):
             self._say(f"{self._alias!r} leads to another database than {self._queue!r}. Correct listen_database_alias")
         elif self._listen():
             return True
-        connection.close()
+        self.close()
         return False
 
     def _listen(self) -> bool:
         if not dialect_for(self._alias).listen(connections[self._alias]):
             return False
+        self._ping_at = time.monotonic() + _PING
         if self._said:
             logger.warning("dj_queue %s listens for new work again", self._name)
             self._said = ""

@@ -42,6 +42,8 @@ class Scheduler(Runner):
         self.options = options
         self._next: dict[int, Next] = {}
         self._clean_at = 0.0
+        keep = config.clear_finished_jobs_after if config.preserve_finished_jobs else None
+        self._finished = None if keep is None else retention.Retention(config, keep)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -114,8 +116,8 @@ class Scheduler(Runner):
         """Delete one batch of each kind; return whether more is left."""
         config = self.config
         counts = []
-        if config.preserve_finished_jobs and config.clear_finished_jobs_after is not None:
-            counts.append(retention.delete_finished(config, older_than=config.clear_finished_jobs_after))
+        if self._finished is not None:
+            counts.append(self._finished.delete_batch())
         if config.clear_failed_jobs_after is not None:
             counts.append(retention.delete_failed(config, older_than=config.clear_failed_jobs_after))
         if config.clear_recurring_executions_after is not None:

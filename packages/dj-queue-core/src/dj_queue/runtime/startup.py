@@ -1,13 +1,15 @@
 """What must hold before any process starts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from django.db import connections
+from django.db import Error, connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.exceptions import DjQueueError
 from dj_queue.operations import schema
+from dj_queue.runtime import budget
 
 _PAUSE = 0.5
 
@@ -35,3 +37,13 @@ def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], 
             time.sleep(min(_PAUSE, seconds))
     finally:
         connections[database].close()
+
+
+def shortages(config: BackendConfig) -> Iterator[budget.Shortage]:
+    """What may turn out too little once all threads are busy. Nothing to keep anybody from starting."""
+    yield from budget.pool_shortages(config)
+    with suppress(Error):  # it has just answered: whoever needs it next will tell
+        shortage = budget.server_shortage([config])
+        if shortage:
+            yield shortage
+    connections[config.database_alias].close()

@@ -1,5 +1,6 @@
 """Whether the queue is being worked: `manage.py dj_queue_health`."""
 
+from argparse import ArgumentTypeError
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -10,6 +11,8 @@ from dj_queue.config import load_config
 from dj_queue.dialects import dialect_for
 from dj_queue.operations import processes, schema
 
+_LONGEST = 100 * 365 * 86400
+
 
 class Command(BaseCommand):
     help = "Exit with 0 if a process of the backend has a fresh heartbeat, with 1 if none has."
@@ -18,7 +21,7 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--backend", default="default", help="alias in TASKS (default: %(default)s)")
         parser.add_argument(
-            "--max-age", type=int, help="seconds a heartbeat counts as fresh (default: process_alive_threshold)"
+            "--max-age", type=_age, help="seconds a heartbeat counts as fresh (default: process_alive_threshold)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -41,3 +44,10 @@ class Command(BaseCommand):
                 " Start one: manage.py dj_queue"
             )
         self.stdout.write("healthy")
+
+
+def _age(text: str) -> int:
+    age = int(text) if text.strip("+-").isdecimal() else 0
+    if not 0 < age <= _LONGEST:
+        raise ArgumentTypeError(f"expected a whole number of seconds from 1 to {_LONGEST} (100 years), got {text!r}")
+    return age
