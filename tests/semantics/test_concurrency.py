@@ -19,11 +19,13 @@ from django.tasks import TaskResultStatus, default_task_backend, task_backends
 from django.utils import timezone
 
 from dj_queue import api
-from dj_queue.config import backend_config
+from dj_queue.config import DispatcherConfig, WorkerConfig, backend_config
 from dj_queue.dialects import dialect_for
 from dj_queue.exceptions import EnqueueError
 from dj_queue.models import BlockedExecution, ClaimedExecution, FailedExecution, Job, Process, ReadyExecution, Semaphore
 from dj_queue.operations import execution, jobs, maintenance, recovery
+from dj_queue.runtime.dispatcher import Dispatcher
+from dj_queue.runtime.worker import Worker
 from tests import databases
 from tests.conftest import lines, wait_until
 from tests.project import tasks
@@ -615,6 +617,25 @@ def test_upkeep_walks_the_keys_in_the_order_of_the_database(monkeypatch: Any) ->
         assert set(status(*waiting)) == {"blocked"}
 
 
+def test_due_jobs_do_not_wait_for_upkeep_of_many_keys(monkeypatch: Any) -> None:
+    monkeypatch.setattr(maintenance, "_BATCH", 2)
+    for n in range(6):
+        enqueue(tasks.one_per_key, str(n))
+    Semaphore.objects.update(value=-5)
+    config = backend_config()
+    dispatcher = Dispatcher(config, DispatcherConfig(), "dispatcher-1")
+    promoted = []
+    for _ in range(3):
+        later = enqueue(tasks.add, 1, 2, run_after=timezone.now() + SOON)
+        make_due(later)
+        assert dispatcher.step() == 0  # there is more upkeep
+        promoted.append((fresh(later).status, Semaphore.objects.filter(value=0).count()))
+    assert promoted == [("ready", 2), ("ready", 4), ("ready", 6)]
+    assert dispatcher.step() == dispatcher.options.polling_interval
+    assert dispatcher.step() == dispatcher.options.polling_interval
+    dispatcher.wakeup.close()
+
+
 @contextmanager
 def keys_collated(collation: str | None) -> Iterator[None]:
     def alter(model: type[Model], name: str, *, back: bool) -> None:
@@ -849,6 +870,21 @@ def test_limits_hold_whatever_happens_at_once(two_aliases: None, monkeypatch: An
     wait_until(lambda: not (work() + work(alias="other")), seconds=60, what="everything done")
     assert set(states()) <= {"finished", "failed"}
     assert_sums()
+
+
+def test_a_worker_looks_at_once_for_what_it_unblocked(monkeypatch: Any) -> None:
+    """Not only where the database can notify it: no poll lies between two jobs of a key."""
+    stored = [enqueue(tasks.one_per_key, "k") for _ in range(3)]
+    config = backend_config()
+    worker = Worker(config, WorkerConfig(threads=1), "worker-1")
+    monkeypatch.setattr(worker, "_hear", lambda: False)
+    try:
+        for n in range(len(stored)):
+            wait_until(lambda: (worker.step(), status(*stored)[n] == "finished")[1], what=f"job {n}")  # noqa: B023
+            assert (worker._next_claim == 0.0 or bool(worker._held)) is (n < 2)
+    finally:
+        worker.drain()
+        worker.wakeup.close()
 
 
 # ---- real runtimes ----------------------------------------------------------------------------------

@@ -163,7 +163,9 @@ def test_prune_in_bounded_memory(dry: bool, full: None) -> None:
     finally:
         tracemalloc.stop()
     told = len(err.getvalue().splitlines())
-    print(f"{'dry ' * dry}{out.getvalue().strip()}: {time.monotonic() - began:.1f} s, {peak:.1f} MiB, told {told} times")
+    print(
+        f"{'dry ' * dry}{out.getvalue().strip()}: {time.monotonic() - began:.1f} s, {peak:.1f} MiB, told {told} times"
+    )
     assert f" {MANY // 2} finished jobs" in out.getvalue()
     assert Job.objects.finished().count() == (MANY // 2 if dry else 0)
     assert peak < 32
