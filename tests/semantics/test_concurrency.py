@@ -753,6 +753,67 @@ def test_a_semaphore_that_upkeep_deletes_just_now() -> None:
     assert_sums()
 
 
+def while_locked(change: Callable[[], Any], meanwhile: Callable[[], Any]) -> Any:
+    """Change something in a transaction, and commit once somebody else waits for its locks."""
+    with ThreadPoolExecutor(1) as pool:
+        with transaction.atomic():
+            change()
+            other = pool.submit(closing, meanwhile)
+            with connection.cursor() as cursor:
+                wait_until(lambda: other.done() or waiting_for_locks(cursor), what="the other waits")
+            assert not other.done()
+        return other.result()
+
+
+def waiting_for_locks(cursor: Any) -> bool:
+    if connection.vendor == "postgresql":
+        cursor.execute("SELECT pg_stat_clear_snapshot()")
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+    else:
+        cursor.execute("SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'")
+    return bool(cursor.fetchone()[0])
+
+
+def each_of(keys: str) -> list[Any]:
+    return [(tasks.two_per_key, [key], {}) for key in keys]
+
+
+@row_locks
+def test_enqueueing_several_keys_while_their_slots_are_taken() -> None:
+    """What waited for the locks counts what was taken meanwhile, of each key, whatever its snapshot shows."""
+    for key in "bc":
+        enqueue(tasks.two_per_key, key)
+    work()  # all slots are free again
+    enqueue(tasks.two_per_key, "a")
+    while_locked(
+        lambda: default_task_backend.enqueue_all(each_of("abc")),
+        lambda: default_task_backend.enqueue_all(each_of("abcabc")),
+    )
+    ready, blocked = (
+        Counter(model.objects.values_list("concurrency_key", flat=True)) for model in (ReadyExecution, BlockedExecution)
+    )
+    assert ready == {"two:a": 2, "two:b": 2, "two:c": 2}
+    assert blocked == {"two:a": 2, "two:b": 1, "two:c": 1}
+    assert_sums()
+
+
+@row_locks
+def test_finishing_several_keys_while_others_block_on_them() -> None:
+    """Who blocked while the finish waited for its lock is started by that finish."""
+    default_task_backend.enqueue_all(each_of("aabbcc"))
+    done = run(claim())
+    assert len(done) == 6
+    recorded = while_locked(
+        lambda: default_task_backend.enqueue_all(each_of("aabbcc")),
+        lambda: execution.finish(backend_config(), done, worker="w"),
+    )
+    assert len(recorded) == 6
+    assert states() == {"finished": 6, "ready": 6}
+    assert_sums()
+
+
 @row_locks
 @pytest.mark.parametrize("first", ["claimed", "ready"])
 def test_jobs_that_move_while_upkeep_counts_them(first: str) -> None:
