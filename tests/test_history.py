@@ -11,7 +11,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dj_queue.config import backend_config
-from dj_queue.identifiers import first_id, time_of, uuid7
+from dj_queue.identifiers import earliest_at, time_of, uuid7
 from dj_queue.models import ClaimedExecution, FailedExecution, Job
 from dj_queue.operations import history
 from dj_queue.operations.history import RANGES, History
@@ -24,7 +24,7 @@ HOUR, *_, WEEK = RANGES
 def job_at(at: datetime, **fields: Any) -> Job:
     """A job that was enqueued at a time."""
     return Job(
-        id=first_id(at).__class__(int=first_id(at).int | random.getrandbits(60)),
+        id=earliest_at(at).__class__(int=earliest_at(at).int | random.getrandbits(60)),
         task_path="tests.project.tasks.add",
         created_at=at,
         **fields,
@@ -161,5 +161,5 @@ def test_ids_and_times() -> None:
     after = datetime.now(UTC)
     slack = timedelta(milliseconds=2)
     assert before - slack <= time_of(job_id) <= after + slack
-    assert first_id(before - slack) <= job_id < first_id(after + slack)
-    assert time_of(first_id(before)) <= before < time_of(first_id(before)) + slack
+    assert earliest_at(before - slack) <= job_id < earliest_at(after + slack)
+    assert time_of(earliest_at(before)) <= before < time_of(earliest_at(before)) + slack
