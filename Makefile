@@ -2,7 +2,7 @@
 UV := bin/uv
 PYTEST := $(UV) run pytest -q -n 2 --dist loadfile
 
-.PHONY: help demo test test-all gates format lock clean
+.PHONY: help bench demo test test-all gates format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ test-all: ## The same on every database there is here: see CONTRIBUTING.md for M
 		DJ_QUEUE_TEST_DB=$$database $(UV) run $$group pytest -q -n 2 --dist loadfile || failed="$$failed $$database"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
+
+bench: ## Concurrency keys and many queues beside another queue; see bench/README.md
+	$(UV) run python -m bench.run
 
 gates: ## Format, lint, types, layers
 	$(UV) run ruff format --check

@@ -41,8 +41,8 @@ type Figures = dict[str, float]
 
 
 class System:
-    def __init__(self, name: str, server: str) -> None:
-        self.name = name
+    def __init__(self, name: str, server: str, beside: int) -> None:
+        self.name, self.beside = name, beside
         self.python = _environment(name)
         self._server = server
         self._database = f"bench_{os.getpid()}"
@@ -165,13 +165,13 @@ def many_queues(number: int, selectors: Any = "*", paused: int = 0) -> Callable[
     return measure
 
 
-def neighbour(full: int, selectors: Any, *, pause: bool = False) -> Callable[[System, int], Figures]:
-    """A small queue beside a full one."""
+def neighbour(selectors: Any, *, full: bool = True, pause: bool = False) -> Callable[[System, int], Figures]:
+    """A small queue, beside a full one."""
 
     def measure(system: System, count: int) -> Figures:
         with system.fresh(queues=selectors) as run:
             if full:
-                run.fill(full, queues=("full",), pause=("full",) if pause else ())
+                run.fill(system.beside, queues=("full",), pause=("full",) if pause else ())
             run.fill(count, queues=("small",))
             run.analyze()
             return run.drain(count)
@@ -179,7 +179,6 @@ def neighbour(full: int, selectors: Any, *, pause: bool = False) -> Callable[[Sy
     return measure
 
 
-MILLION = 1_000_000
 WORKLOADS: dict[str, tuple[int, Callable[[System, int], Figures]]] = {
     "hot_key_1": (10_000, hot_key(1)),
     "hot_key_3": (10_000, hot_key(3)),
@@ -189,9 +188,9 @@ WORKLOADS: dict[str, tuple[int, Callable[[System, int], Figures]]] = {
     "queues_100_named": (10_000, many_queues(100, "names")),
     "queues_100_paused": (10_000, many_queues(100, "*", paused=3)),
     "queues_100_prefix_paused": (10_000, many_queues(100, ["tenant-*"], paused=3)),
-    "alone": (5_000, neighbour(0, ["small"])),
-    "beside_a_million": (5_000, neighbour(MILLION, ["small"])),
-    "beside_a_million_paused": (5_000, neighbour(MILLION, "*", pause=True)),
+    "alone": (5_000, neighbour(["small"], full=False)),
+    "beside_many": (5_000, neighbour(["small"])),
+    "beside_many_paused": (5_000, neighbour("*", pause=True)),
 }
 
 
@@ -242,11 +241,12 @@ def main() -> None:
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--jobs", type=int, help="instead of each workload's own number")
+    parser.add_argument("--beside", type=int, default=1_000_000, help="jobs in the full queue beside the small one")
     options = parser.parse_args()
     names, workloads = options.systems.split(","), options.workloads.split(",")
     results: dict[tuple[str, str], dict[str, list[float]]] = {}
     with _server() as server:
-        systems = [System(name, server) for name in names]
+        systems = [System(name, server, options.beside) for name in names]
         for number in range(options.rounds):
             for workload in workloads:
                 count, measure = WORKLOADS[workload]

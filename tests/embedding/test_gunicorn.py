@@ -33,6 +33,8 @@ CLASSES = {
     "asgi": ["asgi", "plain"],
 }
 EVERY_CLASS = pytest.mark.parametrize("kind", CLASSES)
+# Those that tell of their end in different ways.
+TWO_CLASSES = pytest.mark.parametrize("kind", ["gthread", "uvicorn"])
 HOOKS = "from dj_queue.contrib.gunicorn import post_fork, worker_exit\n"
 PATIENT = {"shutdown_timeout": 20}
 
@@ -75,9 +77,11 @@ def first_worker(running):
     return int(line.rpartition(" ")[2])
 
 
-@EVERY_CLASS
 class TestOneHost:
-    @pytest.mark.parametrize("preload", [(), ("--preload",)], ids=["each-loads", "preload"])
+    @pytest.mark.parametrize(
+        ("kind", "preload"),
+        [*((kind, []) for kind in CLASSES), *((kind, ["--preload"]) for kind in ("sync", "uvicorn"))],
+    )
     def test_the_first_worker_hosts_the_supervisor(self, gunicorn, kind, preload):
         running = gunicorn(kind, "--workers", "3", *preload)
         host = wait_supervisor()
@@ -89,11 +93,13 @@ class TestOneHost:
         assert not Process.objects.exists()
         assert "Traceback" not in running.output
 
+    @TWO_CLASSES
     def test_enqueued_and_run_in_the_same_process(self, gunicorn, kind):
         running = gunicorn(kind)
         answer = running.enqueue(site_tasks.return_pid)
         assert wait_finished(*answer["ids"]) == [answer["pid"]]
 
+    @EVERY_CLASS
     def test_sigterm_while_a_job_runs(self, gunicorn, kind, ran, release):
         running = gunicorn(kind, "--workers", "2", options=PATIENT | {"workers": {"threads": 1}})
         running.enqueue(tasks.wait_then_append, str(release), str(ran), "running")
@@ -107,6 +113,22 @@ class TestOneHost:
         assert states() == {"finished": 1}
         assert not Process.objects.exists()
 
+    @TWO_CLASSES
+    def test_a_successor_does_not_wait_for_what_its_predecessor_runs(self, gunicorn, kind, ran, release):
+        running = gunicorn(kind, options=PATIENT)
+        host = wait_supervisor()
+        running.enqueue(tasks.wait_then_append, str(release), str(ran), "running")
+        wait_until(Path(f"{release}.started").exists)
+        running.signal(signal.SIGHUP)
+        successor = wait_supervisor(but=host)
+        assert wait_finished(*running.enqueue(site_tasks.return_pid)["ids"]) == [successor]
+        assert supervisors() == [host, successor]
+        release.touch()
+        wait_until(lambda: supervisors() == [successor])
+        assert lines(ran) == ["running"]
+        assert states() == {"finished": 2}
+
+    @EVERY_CLASS
     def test_a_job_that_outlasts_its_worker_goes_back_once_that_is_gone(self, gunicorn, kind, ran, release):
         running = gunicorn(kind, "--workers", "1", options={"shutdown_timeout": 0.3})
         running.enqueue(site_tasks.tick, str(ran), str(release))
@@ -120,6 +142,7 @@ class TestOneHost:
         assert running.stop() == 0, running.output
         assert not Process.objects.exists()
 
+    @EVERY_CLASS
     def test_a_host_that_is_killed_is_succeeded_at_once(self, gunicorn, kind, ran, release):
         """The process is gone for certain: nobody waits for its heartbeat to expire."""
         running = gunicorn(kind, "--workers", "2", options={"workers": {"threads": 1}})
@@ -134,6 +157,7 @@ class TestOneHost:
         assert not ClaimedExecution.objects.exists()
         assert set(Process.objects.values_list("pid", flat=True)) == {successor}
 
+    @EVERY_CLASS
     def test_hup_under_load(self, gunicorn, kind, ran):
         running = gunicorn(kind, "--workers", "2", options=PATIENT)
         load = Load(site_tasks.return_pid, ran, running)
@@ -154,6 +178,7 @@ class TestOneHost:
         assert running.stop() == 0, running.output
         assert not Process.objects.exists()
 
+    @TWO_CLASSES
     def test_recycled_workers_under_load(self, gunicorn, kind, ran):
         running = gunicorn(kind, "--workers", "2", "--max-requests", "40", options=PATIENT)
         load = Load(site_tasks.return_pid, ran, running)
@@ -173,6 +198,7 @@ class TestOneHost:
         assert running.stop() == 0, running.output
         assert not Process.objects.exists()
 
+    @TWO_CLASSES
     def test_bad_configuration_ends_the_server(self, gunicorn, kind):
         options = {"workers": {"thread": 3}, "shutdown_timeout": "soon"}
         running = gunicorn(kind, options=options, wait=False)

@@ -28,6 +28,43 @@ type View = Callable[[HttpRequest], HttpResponse]
 _TEXT = "text/plain; charset=utf-8"
 
 
+def _plain(view: View, *, protected: bool) -> View:
+    @wraps(view)
+    def answer(request: HttpRequest) -> HttpResponse:
+        response = _refusal(request, protected) or view(request)
+        response["Cache-Control"] = "no-store"
+        return response
+
+    # For monitors, not for people: no login, no token of a form, and no transaction, which would begin
+    # before this could say that the database is down.
+    answer = csrf_exempt(login_not_required(answer))
+    for alias in settings.DATABASES:
+        answer = transaction.non_atomic_requests(alias)(answer)
+    return answer
+
+
+def _refusal(request: HttpRequest, protected: bool) -> HttpResponse | None:
+    if request.method not in ("GET", "HEAD"):
+        response = text("method not allowed: use GET", 405)
+        response["Allow"] = "GET, HEAD"
+        return response
+    token = observability_token() if protected else None
+    if token is None or _has_token(request, token):
+        return None
+    response = text("unauthorized: send the header Authorization: Bearer <DJ_QUEUE_OBSERVABILITY_TOKEN>", 401)
+    response["WWW-Authenticate"] = "Bearer"
+    return response
+
+
+def _has_token(request: HttpRequest, token: str) -> bool:
+    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer":
+        return False
+    # Servers hand over the bytes of a header as Latin-1.
+    sent = given.strip(" ").encode("latin-1", "replace")
+    return constant_time_compare(sent, token.encode("utf-8", "surrogatepass"))
+
+
 def guarded(view: View) -> View:
     """Answer GET and HEAD, if the request has the token; cache nothing; be touched by no other guard."""
     return _plain(view, protected=True)
@@ -175,43 +212,3 @@ def _problems(
             yield f"{place}: a job has waited {each.latency_seconds:.1f} seconds, more than {max_latency:g}"
         if max_ready is not None and each.ready > max_ready:
             yield f"{place}: more than {max_ready} jobs are ready"
-
-
-# ---- guards -----------------------------------------------------------------------------------------
-
-
-def _plain(view: View, *, protected: bool) -> View:
-    @wraps(view)
-    def answer(request: HttpRequest) -> HttpResponse:
-        response = _refusal(request, protected) or view(request)
-        response["Cache-Control"] = "no-store"
-        return response
-
-    # For monitors, not for people: no login, no token of a form, and no transaction, which would begin
-    # before this could say that the database is down.
-    answer = csrf_exempt(login_not_required(answer))
-    for alias in settings.DATABASES:
-        answer = transaction.non_atomic_requests(alias)(answer)
-    return answer
-
-
-def _refusal(request: HttpRequest, protected: bool) -> HttpResponse | None:
-    if request.method not in ("GET", "HEAD"):
-        response = text("method not allowed: use GET", 405)
-        response["Allow"] = "GET, HEAD"
-        return response
-    token = observability_token() if protected else None
-    if token is None or _has_token(request, token):
-        return None
-    response = text("unauthorized: send the header Authorization: Bearer <DJ_QUEUE_OBSERVABILITY_TOKEN>", 401)
-    response["WWW-Authenticate"] = "Bearer"
-    return response
-
-
-def _has_token(request: HttpRequest, token: str) -> bool:
-    scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer":
-        return False
-    # Servers hand over the bytes of a header as Latin-1.
-    sent = given.strip(" ").encode("latin-1", "replace")
-    return constant_time_compare(sent, token.encode("utf-8", "surrogatepass"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from concurrent.futures import wait
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,8 @@ logger = logging.getLogger("dj_queue")
 
 # Seconds between two looks at the seat, and at those who died.
 _LOOK = 0.25
+# Seconds that the others leave to the first worker, in which it must only have come into being.
+_FIRST = 5.0
 
 
 class Candidate:
@@ -55,9 +58,11 @@ class Candidate:
         return self._asked.is_set() or not self._worker.alive
 
     def _run(self) -> None:
+        since = time.monotonic()
         while not self._over:
             pause = _LOOK
-            if self._seat.take():
+            turn = self._worker.age == 1 or self._seat.used or time.monotonic() - since > _FIRST
+            if turn and self._seat.take():
                 try:
                     self._host()
                 except Exception as error:

@@ -1,8 +1,4 @@
-"""The two hooks that gunicorn calls in its workers.
-
-# gunicorn.conf.py
-from dj_queue.contrib.gunicorn import post_fork, worker_exit
-"""
+"""The two hooks that gunicorn calls in its workers, once gunicorn.conf.py has imported them."""
 
 from __future__ import annotations
 

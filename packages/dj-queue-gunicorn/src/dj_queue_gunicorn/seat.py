@@ -32,6 +32,11 @@ class Seat:
         """Let somebody else sit down."""
         self._unlock(_SEAT)
 
+    @property
+    def used(self) -> bool:
+        """Whether anybody has ever entered."""
+        return bool(self._entries())
+
     # ---- who sat there, by the ids of their supervisors' process rows ----
 
     def enter(self, supervisor_id: int) -> None:

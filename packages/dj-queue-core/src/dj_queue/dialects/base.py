@@ -91,7 +91,7 @@ class QueueCounts(NamedTuple):
     claimed_capped: bool  # whether there are more claims than the cap, of whatever queue
     blocked: int
     failed: int
-    jobs: int  # in whatever state, up to twice the cap
+    jobs: int | None  # in whatever state; None if one of them exceeds its cap
     paused: bool
     oldest_scheduled_at: datetime | None
     oldest_blocked_at: datetime | None
@@ -127,6 +127,7 @@ class Dialect(ABC):
     # Whether `observing` needs a transaction around it.
     observes_in_transaction = False
     _queue_names = observation_sql.DISTINCT_NAMES
+    _capped_count = observation_sql.PROBED
 
     @abstractmethod
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
@@ -258,7 +259,9 @@ class Dialect(ABC):
 
     def queue_counts(self, cursor: CursorWrapper, *, alias: str, cap: int, most: int) -> list[QueueCounts]:
         """The first `most` queues, in the order of their names, that have jobs, a pause or a recurring task."""
-        cursor.execute(observation_sql.queues(self._queue_names, cap=cap, most=most), {"alias": alias})
+        cursor.execute(
+            observation_sql.queues(self._queue_names, self._capped_count, cap=cap, most=most), {"alias": alias}
+        )
         return [
             QueueCounts(
                 name, ready, scheduled, claimed or 0, bool(more), blocked, failed, jobs, bool(paused),
@@ -285,7 +288,9 @@ class Dialect(ABC):
     def semaphores(self, cursor: CursorWrapper, *, cap: int, most: int) -> list[SemaphoreState]:
         """The first `most` semaphores of the database, in the order of their keys."""
         quoted = cursor.db.ops.quote_name
-        cursor.execute(observation_sql.semaphores(quoted("key"), quoted("limit"), cap=cap, most=most))
+        cursor.execute(
+            observation_sql.semaphores(quoted("key"), quoted("limit"), self._capped_count, cap=cap, most=most)
+        )
         rows = []
         for key, free, limit, expiry, waiters in cursor.fetchall():
             expires_at = read_time(cursor, expiry)

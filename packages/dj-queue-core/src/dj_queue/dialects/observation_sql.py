@@ -1,8 +1,8 @@
 """Statements that look at a whole backend, in SQL that every database understands.
 
-No count reads more rows than its cap: first the row behind the cap is looked for, and only if there is
-none are the rows counted. Both are correlated scalar subqueries, because MariaDB lets a derived table
-refer to nothing outside of it.
+No count reads more rows than its cap. Where a derived table may refer to the outside, its limit sees to
+that. MariaDB lets it refer to nothing: there, the row behind the cap is looked for first, and only if
+there is none are the rows counted.
 """
 
 # The names of the queues in a table, each found by a probe of the index (backend_alias, queue_name, ...).
@@ -22,19 +22,27 @@ every AS (
 )"""
 
 
-def capped(table: str, where: str, cap: int) -> str:
-    """How many rows there are; one more than the cap if there are more."""
-    rows = f"FROM {table} WHERE {where}"
-    return f"CASE WHEN (SELECT 1 {rows} LIMIT 1 OFFSET {cap}) = 1 THEN {cap + 1} ELSE (SELECT count(*) {rows}) END"
+LIMITED = "(SELECT count(*) FROM (SELECT 1 FROM {table} WHERE {where} LIMIT {more}) limited)"
+PROBED = (
+    "CASE WHEN (SELECT 1 FROM {table} WHERE {where} LIMIT 1 OFFSET {cap}) = 1 THEN {more}"
+    " ELSE (SELECT count(*) FROM {table} WHERE {where}) END"
+)
 
 
-def queues(names: str, *, cap: int, most: int) -> str:
+def capped(count: str, table: str, where: str, cap: int) -> str:
+    """How many rows there are; one more than the cap if there are more. `count` is one of the two above."""
+    return count.format(table=table, where=where, cap=cap, more=cap + 1)
+
+
+def queues(names: str, count: str, *, cap: int, most: int) -> str:
     """One row for each queue that has jobs, a pause or a recurring task."""
     of_queue = "backend_alias = %(alias)s AND queue_name = names.queue_name"
     counts = {
-        state: capped(f"dj_queue_{state}_executions", of_queue, cap)
+        state: capped(count, f"dj_queue_{state}_executions", of_queue, cap)
         for state in ("ready", "scheduled", "blocked", "failed")
     }
+    exceeded = " OR ".join(f"counted.{state} > {cap}" for state in counts)
+    of_counted = of_queue.replace("names.", "counted.")
     return f"""
 WITH RECURSIVE {names.format(table="dj_queue_jobs")},
 used AS (SELECT queue_name FROM every WHERE queue_name IS NOT NULL LIMIT {most}),
@@ -49,19 +57,25 @@ running AS (
       WHERE job.id = claim.job_id AND job.backend_alias = %(alias)s) AS queue_name
     FROM (SELECT job_id FROM dj_queue_claimed_executions ORDER BY id LIMIT {cap}) claim
   ) claimed WHERE queue_name IS NOT NULL GROUP BY queue_name
+),
+counted AS (
+  -- The limit keeps planners from evaluating these again wherever they are named below.
+  SELECT names.queue_name AS queue_name,
+    {counts["ready"]} AS ready,
+    {counts["scheduled"]} AS scheduled,
+    {counts["blocked"]} AS blocked,
+    {counts["failed"]} AS failed
+  FROM names ORDER BY names.queue_name LIMIT {most}
 )
-SELECT names.queue_name,
-  {counts["ready"]},
-  {counts["scheduled"]},
-  (SELECT running.jobs FROM running WHERE running.queue_name = names.queue_name),
+SELECT counted.queue_name, counted.ready, counted.scheduled,
+  (SELECT running.jobs FROM running WHERE running.queue_name = counted.queue_name),
   (SELECT 1 FROM dj_queue_claimed_executions LIMIT 1 OFFSET {cap}),
-  {counts["blocked"]},
-  {counts["failed"]},
-  {capped("dj_queue_jobs", of_queue, 2 * cap)},
-  CASE WHEN EXISTS (SELECT 1 FROM dj_queue_pauses WHERE {of_queue}) THEN 1 ELSE 0 END,
-  (SELECT scheduled_at FROM dj_queue_scheduled_executions WHERE {of_queue} ORDER BY scheduled_at LIMIT 1),
-  (SELECT created_at FROM dj_queue_blocked_executions WHERE {of_queue} ORDER BY id LIMIT 1)
-FROM names ORDER BY names.queue_name LIMIT {most}"""
+  counted.blocked, counted.failed,
+  CASE WHEN {exceeded} THEN NULL ELSE {capped(count, "dj_queue_jobs", of_counted, cap)} END,
+  CASE WHEN EXISTS (SELECT 1 FROM dj_queue_pauses WHERE {of_counted}) THEN 1 ELSE 0 END,
+  (SELECT scheduled_at FROM dj_queue_scheduled_executions WHERE {of_counted} ORDER BY scheduled_at LIMIT 1),
+  (SELECT created_at FROM dj_queue_blocked_executions WHERE {of_counted} ORDER BY id LIMIT 1)
+FROM counted ORDER BY counted.queue_name LIMIT {most}"""
 
 
 def waiting_since(names: str, *, look: int) -> str:
@@ -107,9 +121,9 @@ SELECT %(queue{n})s, (SELECT count(finished_at) FROM (
     return " UNION ALL ".join(branch.format(n=n, look=look) for n in range(count))
 
 
-def semaphores(key: str, limit: str, *, cap: int, most: int) -> str:
+def semaphores(key: str, limit: str, count: str, *, cap: int, most: int) -> str:
     """The first semaphores by key, with how many jobs each holds back. `key` and `limit` are quoted names."""
-    waiters = capped("dj_queue_blocked_executions", "concurrency_key = semaphore.name", cap)
+    waiters = capped(count, "dj_queue_blocked_executions", "concurrency_key = semaphore.name", cap)
     return f"""
 SELECT semaphore.name, semaphore.value, semaphore.slots, semaphore.expires_at, {waiters}
 FROM (SELECT {key} AS name, value, {limit} AS slots, expires_at FROM dj_queue_semaphores ORDER BY {key} LIMIT {most})

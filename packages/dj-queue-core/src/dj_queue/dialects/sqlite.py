@@ -27,6 +27,7 @@ class SQLite(Dialect):
     vendor = "sqlite"
     json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
     _queue_names = observation_sql.SKIPPED_NAMES
+    _capped_count = observation_sql.LIMITED
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = timezone.now()

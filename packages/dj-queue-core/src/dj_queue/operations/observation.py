@@ -28,7 +28,7 @@ from dj_queue.operations.schedule import next_tick
 logger = logging.getLogger("dj_queue")
 
 # The most jobs of a queue and a state that are counted.
-CAP = 100_000
+CAP = 50_000
 # The most queues, processes, recurring tasks and semaphores that are listed.
 MOST_QUEUES = 10_000
 MOST_PROCESSES = 10_000
@@ -203,13 +203,13 @@ def _states(counts: QueueCounts, finished: int, cap: int) -> tuple[dict[str, int
         "failed": counts.failed,
     }
     capped = _exceeded(counts, cap)
-    if capped:
+    if capped or counts.jobs is None:
         # How many of its jobs are left for being finished, nobody knows: this many are, for certain.
         capped.append("finished")
     else:
         # What is in no other state. No index has it: a finish changes nothing that is indexed.
         finished = max(0, counts.jobs - sum(states.values()))
-        if finished > cap or counts.jobs > 2 * cap:
+        if counts.jobs > cap:
             capped.append("finished")
     states["finished"] = finished
     return {state: min(count, cap) for state, count in states.items()}, tuple(capped)

@@ -143,13 +143,15 @@ def _settle(
     if back:
         recovered.released = dialect.release(cursor, back, alias=config.alias, notify=config.listen_notify)
     lost = [claim for claim in found if started(claim)]
+    keys: list[str | None] = []
     for worker in sorted({_worker(claim) for claim in lost}):
         mine = {claim.pk: claim for claim in lost if _worker(claim) == worker}
         outcomes = [Outcome(pk, claim.job.id, claim.created_at, None, error) for pk, claim in mine.items()]
         _, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=True)
-        keys = [mine[claim_id].job.concurrency_key for claim_id in kept]
+        keys += [mine[claim_id].job.concurrency_key for claim_id in kept]
         recovered.failed += [str(mine[claim_id].job.id) for claim_id in kept]
-        recovered.unblocked += concurrency.release(config, dialect, cursor, keys)
+    # All at once: semaphores are locked in the order of their keys.
+    recovered.unblocked = concurrency.release(config, dialect, cursor, keys)
     return recovered
 
 

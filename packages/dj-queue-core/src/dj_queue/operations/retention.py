@@ -80,7 +80,7 @@ def delete_finished(
         pks = list(rows.values_list("pk", flat=True)[:batch_size])
         if pks:
             keep_newest_ticks(using, pks)
-            Job.objects.using(using).filter(pk__in=pks).delete()
+            Job.objects.using(using).filter(pk__in=pks).only("pk").delete()
         return pks
 
     gone = transactions.run(using, delete)
@@ -102,7 +102,7 @@ def delete_failed(
         if jobs:
             keep_newest_ticks(using, jobs)
             FailedExecution.objects.using(using).filter(job_id__in=jobs).delete()
-            Job.objects.using(using).filter(pk__in=jobs).delete()
+            Job.objects.using(using).filter(pk__in=jobs).only("pk").delete()
         return len(jobs)
 
     return transactions.run(using, delete)

@@ -159,11 +159,11 @@ def _retry(
     for row in failed:
         job = row.job
         job.errors = [*(job.errors or []), [row.exception_class, row.traceback]]
-        job.return_value = None
-        job.finished_at = None
+        job.return_value = job.finished_at = None
         jobs.append(job)
     FailedExecution.objects.using(using).filter(pk__in=[row.pk for row in failed]).delete()
-    Job.objects.using(using).bulk_update(jobs, ["errors", "return_value", "finished_at"])
+    Job.objects.using(using).filter(pk__in=[job.pk for job in jobs]).update(return_value=None, finished_at=None)
+    Job.objects.using(using).bulk_update(jobs, ["errors"])
     concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
     return jobs
 
@@ -193,7 +193,7 @@ def _discard(config: BackendConfig, model: type[Model], state: str, among: Itera
         gone = [row.job_id for row in rows]
         retention.keep_newest_ticks(using, gone)
         model._default_manager.using(using).filter(pk__in=[row.pk for row in rows]).delete()
-        Job.objects.using(using).filter(pk__in=gone).delete()
+        Job.objects.using(using).filter(pk__in=gone).only("pk").delete()
         keys = [row.concurrency_key for row in rows] if state == "ready" else []
         return Discarded(gone, concurrency.release(config, dialect, cursor, keys))
 

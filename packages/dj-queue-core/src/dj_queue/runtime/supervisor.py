@@ -408,7 +408,8 @@ class AsyncSupervisor(Supervisor):
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
-            self._unsettled = self._running_on
+            self._unsettled += self._running_on
+            self._next_settlement = 0.0
             self._settle()
             os._exit(int(end))
         super().leave(end)
