@@ -74,7 +74,7 @@ PRINTS = {
     "ex26_advanced_gunicorn": [
         "supervisors in two workers: 1",
         "the host was killed, and another worker followed: True",
-        "what the host had registered is settled: True",
+        "what the host had registered is settled at once",
         "after the server's end: 0 processes",
     ],
 }
