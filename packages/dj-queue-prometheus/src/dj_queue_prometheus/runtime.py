@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -120,13 +121,19 @@ def _bind(address: str, port: int) -> socket.socket:
 
 
 def _start_listener(listening: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
-    listener = subprocess.Popen(
-        [sys.executable, "-P", "-m", "dj_queue_prometheus.listener"],
-        stdin=subprocess.PIPE,
-        pass_fds=[listening.fileno()],
-        # The same modules as here, wherever this process found them.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
+    # It ends with its supervisor and not before, so that the last jobs are seen too: what a terminal or a service
+    # manager sends to the whole group is not for it. A mask is inherited, so there is no moment without it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT))
+    try:
+        listener = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dj_queue_prometheus.listener"],
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+            # The same modules as here, wherever this process found them.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert listener.stdin is not None
     given = {"socket": listening.fileno(), "folder": str(folder), "token": observability_token()}
     listener.stdin.write(json.dumps(given).encode() + b"\n")
