@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -241,13 +241,20 @@ def told(**fields: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@pytest.fixture
+def record(tmp_path: Path) -> Iterator[Recorder]:
+    recorder = Recorder(tmp_path, "worker-1", backend_alias="default", most_series=3)
+    yield recorder
+    recorder.close()
+    recorder("job.executed", told())  # too late, and no error
+
+
 def recorded(folder: Path) -> dict[str, Metric]:
     collect = MultiProcessCollector(None, path=str(folder)).collect()
     return {metric.name: metric for metric in collect}
 
 
-def test_the_number_of_series_is_bounded(tmp_path: Path) -> None:
-    record = Recorder(tmp_path, "worker-1", backend_alias="default", most_series=3)
+def test_the_number_of_series_is_bounded(record: Recorder, tmp_path: Path) -> None:
     for n in range(50):
         record("job.executed", told(task_path=f"tasks.t{n}"))
     samples = recorded(tmp_path)["dj_queue_jobs_finished"].samples
@@ -255,8 +262,7 @@ def test_the_number_of_series_is_bounded(tmp_path: Path) -> None:
     assert found == {("q", "tasks.t0"): 1, ("q", "tasks.t1"): 1, ("q", "tasks.t2"): 1, ("other", "other"): 47}
 
 
-def test_what_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
-    record = Recorder(tmp_path, "worker-1", backend_alias="default", most_series=3)
+def test_what_cannot_be_counted_is_left_out(record: Recorder, tmp_path: Path) -> None:
     record("job.executed", told(backend_alias="mail"))
     record("job.failed", {"job_id": "of recovery", "exception_class": "x", "message": ""})
     assert recorded(tmp_path) == {}
@@ -267,8 +273,7 @@ def test_what_cannot_be_counted_is_left_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.001, 0.0011, 3600, 1e9])
-def test_buckets_hold_what_is_not_longer(tmp_path: Path, seconds: float) -> None:
-    record = Recorder(tmp_path, "worker-1", backend_alias="default", most_series=3)
+def test_buckets_hold_what_is_not_longer(record: Recorder, tmp_path: Path, seconds: float) -> None:
     record("job.executed", told(seconds=seconds))
     samples = recorded(tmp_path)["dj_queue_job_duration_seconds"].samples
     buckets = {float(each.labels["le"]): each.value for each in samples if "le" in each.labels}
