@@ -168,3 +168,9 @@ def test_a_database_that_is_down_gives_a_calm_page(
         answer = method(f"/admin/dj_queue/{model}/{page}")
         assert answer.status_code == 503
         assert "10.0.0.7" not in answer.content.decode()
+
+
+def test_each_page_loads_the_consoles_script_once(everything: dict[str, Any], admin_client: Client) -> None:
+    job = everything["failed"]
+    for page in ("job/", f"job/{job.pk}/change/", "failedexecution/groups/", "failedexecution/bulk/?verb=retry"):
+        assert admin_client.get(f"/admin/dj_queue/{page}").content.decode().count("console.js") == 1
