@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import connection
@@ -11,7 +12,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dj_queue.config import backend_config
-from dj_queue.identifiers import first_id, time_of, uuid7
+from dj_queue.identifiers import earliest_at, time_of, uuid7
 from dj_queue.models import ClaimedExecution, FailedExecution, Job
 from dj_queue.operations import history
 from dj_queue.operations.history import RANGES, History
@@ -24,7 +25,7 @@ HOUR, *_, WEEK = RANGES
 def job_at(at: datetime, **fields: Any) -> Job:
     """A job that was enqueued at a time."""
     return Job(
-        id=first_id(at).__class__(int=first_id(at).int | random.getrandbits(60)),
+        id=UUID(int=earliest_at(at).int | random.getrandbits(60)),
         task_path="tests.project.tasks.add",
         created_at=at,
         **fields,
@@ -115,7 +116,7 @@ def test_a_queue_and_a_backend_see_their_own() -> None:
     assert total(look(queue_name="none"), "enqueued") == 0
 
 
-@pytest.mark.parametrize("count", [2000, 30000])
+@pytest.mark.parametrize("count", [2000, 15000])
 def test_many_are_estimated_closely(count: int) -> None:
     now = timezone.now()
     start = now - timedelta(minutes=40)
@@ -133,7 +134,7 @@ def test_many_are_estimated_closely(count: int) -> None:
 def test_bursts_are_never_absurd(monkeypatch: pytest.MonkeyPatch, bursts: int) -> None:
     """Thousands at once, then nothing: density says little there, and may not run wild."""
     start = timezone.now() - timedelta(days=3)
-    size = 4000
+    size = 2500
     store(
         job_at(start + timedelta(minutes=17 * burst, microseconds=10 * n), finished_at=start)
         for burst in range(bursts)
@@ -161,5 +162,5 @@ def test_ids_and_times() -> None:
     after = datetime.now(UTC)
     slack = timedelta(milliseconds=2)
     assert before - slack <= time_of(job_id) <= after + slack
-    assert first_id(before - slack) <= job_id < first_id(after + slack)
-    assert time_of(first_id(before)) <= before < time_of(first_id(before)) + slack
+    assert earliest_at(before - slack) <= job_id < earliest_at(after + slack)
+    assert time_of(earliest_at(before)) <= before < time_of(earliest_at(before)) + slack

@@ -7,6 +7,7 @@ as the runtime's are. It is explained with ANALYZE: a branch that a plan has and
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -115,6 +116,13 @@ class Plan:
         ]
 
     @property
+    def scans(self) -> int:
+        """How many nodes read the queue's tables, and did."""
+        return sum(
+            "Scan" in each["Node Type"] and "Relation Name" in each and each["Actual Loops"] > 0 for each in self.nodes
+        )
+
+    @property
     def rows_read(self) -> float:
         """How many rows of the queue's tables it looked at."""
         return sum(
@@ -158,7 +166,7 @@ def plans(step: Callable[[], Any]) -> list[Plan]:
             step()
         transaction.set_rollback(True)
     found = []
-    for sql, params in ran:
+    for sql, params in [(each, params) for text, params in ran for each in text.split(";\n")]:
         with transaction.atomic(), connection.cursor() as cursor:
             cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
             (answer,) = cursor.fetchone()
@@ -170,10 +178,16 @@ def plans(step: Callable[[], Any]) -> list[Plan]:
 
 
 def check(step: Callable[[], Any], *, rows: int, sorts: bool = False) -> None:
-    """No table is read whole, no more rows are looked at than these, and sorted only where allowed."""
+    """No table is read whole, no more rows are looked at than these, and sorted only where allowed.
+
+    While all jobs are on a page or two, walking their index costs as much as looking up ten of them, and
+    dead rows decide which it is. So there, each scan may walk them all once.
+    """
+    jobs = Job.objects.count()
+    tiny = jobs if jobs < 100 else 0
     for plan in plans(step):
         assert plan.sequential == [], plan
-        assert plan.rows_read <= rows, plan
+        assert plan.rows_read <= rows + tiny * plan.scans, plan
         if not sorts:
             assert plan.sorts == [], plan
 
@@ -232,6 +246,20 @@ def test_finish(filled: None, settings: Any, preserve: bool, fails: bool) -> Non
         (failed,) = run(_claim_one_that_fails())
         done.append(failed)
     check(lambda: execution.finish(backend_config(), done, worker=WORKER), rows=3 * len(done))
+
+
+def test_finish_among_dead_rows(filled: None, settings: Any) -> None:
+    """They make a small table look larger or smaller than it is."""
+    settings.TASKS = {"default": {**settings.TASKS["default"], "OPTIONS": {"preserve_finished_jobs": False}}}
+    for _ in range(12):
+        with transaction.atomic():
+            for _ in range(3):
+                add.enqueue(1, 2)
+            transaction.set_rollback(True)
+        with transaction.atomic():
+            done = run([*claim(BATCH), *_claim_one_that_fails()])
+            check(partial(execution.finish, backend_config(), done, worker=WORKER), rows=3 * len(done))
+            transaction.set_rollback(True)
 
 
 def _claim_one_that_fails() -> list[execution.Job]:

@@ -9,7 +9,7 @@ from uuid import UUID
 
 from django.utils import timezone
 
-from dj_queue.identifiers import first_id
+from dj_queue.identifiers import earliest_at
 from dj_queue.models import (
     BlockedExecution,
     ClaimedExecution,
@@ -77,7 +77,7 @@ def fill(*, minutes: int = 120, seed: int = 7, alias: str = "default") -> None:
 
 def job_id(at: datetime, chance: random.Random) -> UUID:
     """An id as a job that was enqueued then would have it."""
-    return UUID(int=first_id(at).int | chance.getrandbits(60))
+    return UUID(int=earliest_at(at).int | chance.getrandbits(60))
 
 
 def _stream(

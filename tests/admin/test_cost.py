@@ -81,7 +81,7 @@ PAGES = {
     "search": "queue/queue-3/?state=finished&q=nothing",
 }
 # The visitor's session, user and rights; what is observed; the charts; the lists.
-MOST = 26
+MOST = 30
 counted: dict[str, dict[int, int]] = {}
 
 
@@ -112,8 +112,8 @@ def test_statements(filled: int, name: str) -> None:
         f" the slowest {seconds * 1000:.1f} ms: {sql[:60]}"
     )
     assert len(ran) <= MOST
-    # The charts count on where few spans are full; nothing else depends on how many jobs there are.
-    assert max(counted[name].values()) - min(counted[name].values()) <= 2
+    # Charts count on where few spans are full, and lists look for where to stop.
+    assert max(counted[name].values()) - min(counted[name].values()) <= 3
     assert whole < 5
 
 
@@ -123,8 +123,9 @@ def test_charts_read_a_bounded_number_of_rows_by_index(filled: int, within: Any,
     spans = within.steps + 12
     for plan in plans(lambda: history.history_of(backend_config(), within, queue_name=queue)):
         if filled == MILLION:
-            assert plan.sequential == [], plan
-        assert plan.rows_read <= spans * 4 * history.CAP + 10, plan.sql[:200]
+            # Claims are only what runs now: a page of rows.
+            assert set(plan.sequential) <= {"dj_queue_claimed_executions"}, plan
+        assert plan.rows_read <= spans * 5 * history.CAP + 10, plan.sql[:200]
 
 
 def test_the_charts_are_about_right(filled: int) -> None:

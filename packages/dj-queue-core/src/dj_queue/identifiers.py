@@ -34,9 +34,9 @@ def uuid7() -> UUID:
     return UUID(int=(tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT | random)
 
 
-def first_id(at: datetime) -> UUID:
-    """The smallest id that a job enqueued at that time can have: a span of time is a span of ids."""
-    tick = max(0, (at - _EPOCH) // timedelta(microseconds=1) * 4096 // 1000)
+def earliest_at(moment: datetime) -> UUID:
+    """Return the least UUIDv7 of a moment: those made before it are less."""
+    tick = max(0, int(moment.timestamp() * 1_000_000)) * 4096 // 1000
     return UUID(int=(tick >> 12) << 80 | _VERSION | (tick & 0xFFF) << 64 | _VARIANT)
 
 

@@ -237,8 +237,6 @@ class BlockedExecution(models.Model):
         indexes: ClassVar = [
             # unblock the next of a key
             models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
-            # maintenance of overdue rows
-            models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
             # a queue's blocked jobs, oldest first, and how many there are
             models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_blocked_queue"),
         ]
@@ -267,7 +265,7 @@ class FailedExecution(models.Model):
         db_table = "dj_queue_failed_executions"
         indexes: ClassVar = [
             # retention, by failure time
-            models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+            models.Index(fields=["backend_alias", "created_at", "id"], name="dj_queue_failed_time"),
             # a queue's failures, newest first, and how many there are
             models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_failed_queue"),
         ]
@@ -357,10 +355,7 @@ class Semaphore(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["key"], name="dj_queue_semaphores_key"),
         ]
-        indexes: ClassVar = [
-            # maintenance of expired semaphores
-            models.Index(fields=["expires_at"], name="dj_queue_semaphores_expiry"),
-        ]
+        # No other index: whatever changes as jobs come and go is written as a heap-only update.
 
     def __str__(self) -> str:
         return f"{self.key} ({self.value} of {self.limit} free)"
@@ -403,6 +398,10 @@ class RecurringExecution(models.Model):
         db_table = "dj_queue_recurring_executions"
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["backend_alias", "task_key", "run_at"], name="dj_queue_recurring_tick"),
+        ]
+        indexes: ClassVar = [
+            # retention, by age
+            models.Index(fields=["backend_alias", "run_at", "id"], name="dj_queue_recurring_age"),
         ]
 
     def __str__(self) -> str:

@@ -23,7 +23,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from dj_queue.config import BackendConfig, backend_config, managed_aliases
-from dj_queue.identifiers import first_id
+from dj_queue.identifiers import earliest_at
 from dj_queue.models import (
     STATES,
     BlockedExecution,
@@ -291,7 +291,7 @@ class Selection:
             return Q()
         axis = self._axis
         of_ids = axis in ("id", "job_id")
-        return _between(axis, *((first_id(at) if of_ids else at) if at else None for at in (self.since, self.until)))
+        return _between(axis, *((earliest_at(at) if of_ids else at) if at else None for at in (self.since, self.until)))
 
     @property
     def _exact(self) -> Q:

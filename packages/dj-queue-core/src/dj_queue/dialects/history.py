@@ -53,19 +53,32 @@ class Failures(NamedTuple):
 
 def extents(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None) -> list[Extent]:
     """Count the jobs of each span, up to a cap, of one queue (alias, name) or of all."""
-    condition, among = _condition(queue)
-    rows = f"FROM dj_queue_jobs WHERE {condition}"
-    one = (
-        f"SELECT %s AS span, (SELECT count(*) FROM (SELECT 1 AS one {rows} LIMIT {cap:d}) counted) AS jobs,"
-        f" (SELECT id {rows} ORDER BY {_order(queue)} LIMIT 1 OFFSET {cap - 1:d}) AS from_start,"
-        f" (SELECT id {rows} ORDER BY {_order(queue, 'DESC')} LIMIT 1 OFFSET {cap - 1:d}) AS from_end"
-    )
     params: list[Any] = []
-    for n, span in enumerate(spans):
-        params += [n, *3 * [*among, *_ids(cursor, span)]]
-    cursor.execute(" UNION ALL ".join([one] * len(spans)), params)
-    found = {n: Extent(count, _uuid(start), _uuid(end)) for n, count, start, end in cursor.fetchall()}
+    if queue is None:
+        # Planned once for all spans.
+        listed, params = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        one = _extent("span.n", "id >= span.first AND id < span.upto", queue, cap)
+        cursor.execute(f"{one} FROM ({listed}) AS span", params)
+    else:
+        # With its bounds in sight for each span: else a planner may read all queues' jobs by the primary key.
+        condition, among = _condition(queue)
+        for n, span in enumerate(spans):
+            params += [n, *4 * [*among, *_ids(cursor, span)]]
+        cursor.execute(" UNION ALL ".join([_extent("%s", condition, queue, cap)] * len(spans)), params)
+    found = {
+        n: Extent(cap if count is None else count, _uuid(start), _uuid(end))
+        for n, count, start, end in cursor.fetchall()
+    }
     return [found[n] for n in range(len(spans))]
+
+
+def _extent(n: str, condition: str, queue: tuple[str, str] | None, cap: int) -> str:
+    """The count, or nothing where that would exceed the cap; and the ids at the cap from either side."""
+    rows = f"FROM dj_queue_jobs WHERE {condition}"
+    from_start = f"(SELECT id {rows} ORDER BY {_order(queue)} LIMIT 1 OFFSET {cap - 1:d})"
+    from_end = f"(SELECT id {rows} ORDER BY {_order(queue, 'DESC')} LIMIT 1 OFFSET {cap - 1:d})"
+    counted = f"CASE WHEN {from_start} IS NULL THEN (SELECT count(*) {rows}) END"
+    return f"SELECT {n} AS n, {counted} AS jobs, {from_start} AS from_start, {from_end} AS from_end"
 
 
 def counts(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None) -> list[int]:
@@ -84,18 +97,26 @@ def counts(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tup
 
 
 def sample(
-    cursor: CursorWrapper, spans: Sequence[Span], *, limit: int, queue: tuple[str, str] | None
+    cursor: CursorWrapper, spans: Sequence[Span], *, limit: int, queue: tuple[str, str] | None, lateral: bool
 ) -> list[SampledJob]:
     """Read the first jobs of each span, so many at most."""
-    condition, among = _condition(queue)
-    one = (
-        f"SELECT * FROM (SELECT %s AS span, {_SAMPLED} FROM dj_queue_jobs WHERE {condition}"
-        f" ORDER BY {_order(queue)} LIMIT {limit:d}) AS sampled"
-    )
     params: list[Any] = []
-    for n, span in enumerate(spans):
-        params += [n, *among, *_ids(cursor, span)]
-    cursor.execute(f"SELECT span, {_LOOKED_UP} FROM ({' UNION ALL '.join([one] * len(spans))}) AS job", params)
+    if lateral and queue is None:
+        listed, params = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        sampled = (
+            f"SELECT span.n AS span, job.* FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {_SAMPLED}"
+            f" FROM dj_queue_jobs WHERE id >= span.first AND id < span.upto ORDER BY id LIMIT {limit:d}) AS job"
+        )
+    else:
+        condition, among = _condition(queue)
+        one = (
+            f"SELECT * FROM (SELECT %s AS span, {_SAMPLED} FROM dj_queue_jobs WHERE {condition}"
+            f" ORDER BY {_order(queue)} LIMIT {limit:d}) AS sampled"
+        )
+        for n, span in enumerate(spans):
+            params += [n, *among, *_ids(cursor, span)]
+        sampled = " UNION ALL ".join([one] * len(spans))
+    cursor.execute(f"SELECT span, {_LOOKED_UP} FROM ({sampled}) AS job", params)
     zone = cursor.db.timezone or timezone.get_default_timezone()
     return [
         SampledJob(row[0], _uuid(row[1]), *(_time(value, zone) for value in row[2:9]), *row[9:])  # type: ignore[arg-type]
@@ -104,22 +125,34 @@ def sample(
 
 
 def failures(
-    cursor: CursorWrapper, times: Sequence[tuple[datetime, datetime]], *, cap: int, alias: str, queue_name: str | None
+    cursor: CursorWrapper,
+    times: Sequence[tuple[datetime, datetime]],
+    *,
+    cap: int,
+    alias: str,
+    queue_name: str | None,
+    lateral: bool,
 ) -> list[Failures]:
     """Count the failed jobs of each span of time, looking at so many at most."""
     ours, among = "backend_alias = %s", [alias]
     if queue_name is not None:
         ours, among = f"{ours} AND queue_name = %s", [alias, queue_name]
-    one = (
-        f"SELECT %s AS span, count(CASE WHEN {ours} THEN 1 END) AS ours, count(*) AS looked_at"
-        " FROM (SELECT backend_alias, queue_name FROM dj_queue_failed_executions"
-        f" WHERE created_at >= %s AND created_at < %s ORDER BY created_at LIMIT {cap:d}) AS looked"
-    )
-    params: list[Any] = []
-    for n, (start, end) in enumerate(times):
-        params += [n, *among, _stored(cursor, start), _stored(cursor, end)]
-    cursor.execute(" UNION ALL ".join([one] * len(times)), params)
-    found = {n: Failures(mine, looked) for n, mine, looked in cursor.fetchall()}
+    stored = [(n, _stored(cursor, start), _stored(cursor, end)) for n, (start, end) in enumerate(times)]
+    counts = f"count(CASE WHEN {ours} THEN 1 END) AS ours, count(*) AS looked_at"
+    looked = "SELECT backend_alias, queue_name FROM dj_queue_failed_executions WHERE created_at"
+    if lateral:
+        listed, params = _listed(stored)
+        cursor.execute(
+            f"SELECT span.n, found.ours, found.looked_at FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {counts}"
+            f" FROM ({looked} >= span.first AND created_at < span.upto ORDER BY created_at LIMIT {cap:d}) AS looked"
+            ") AS found",
+            [*params, *among],
+        )
+    else:
+        one = f"SELECT %s AS span, {counts} FROM ({looked} >= %s AND created_at < %s LIMIT {cap:d}) AS looked"
+        params = [value for n, start, end in stored for value in (n, *among, start, end)]
+        cursor.execute(" UNION ALL ".join([one] * len(times)), params)
+    found = {n: Failures(mine, looked_at) for n, mine, looked_at in cursor.fetchall()}
     return [found[n] for n in range(len(times))]
 
 
@@ -139,6 +172,12 @@ def _condition(queue: tuple[str, str] | None) -> tuple[str, list[str]]:
     if queue is None:
         return "id >= %s AND id < %s", []
     return "backend_alias = %s AND queue_name = %s AND id >= %s AND id < %s", list(queue)
+
+
+def _listed(spans: Sequence[tuple[int, Any, Any]]) -> tuple[str, list[Any]]:
+    """Spans as rows (n, first, upto) of a table."""
+    one = "SELECT %s AS n, %s AS first, %s AS upto"
+    return " UNION ALL ".join([one] * len(spans)), [value for span in spans for value in span]
 
 
 def _order(queue: tuple[str, str] | None, direction: str = "") -> str:

@@ -232,6 +232,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_recurring_executions",
+                "indexes": [models.Index(fields=["backend_alias", "run_at", "id"], name="dj_queue_recurring_age")],
             },
         ),
         migrations.CreateModel(
@@ -308,7 +309,6 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_semaphores",
-                "indexes": [models.Index(fields=["expires_at"], name="dj_queue_semaphores_expiry")],
                 "constraints": [models.UniqueConstraint(fields=("key",), name="dj_queue_semaphores_key")],
             },
         ),
@@ -335,7 +335,7 @@ class Migration(migrations.Migration):
             options={
                 "db_table": "dj_queue_failed_executions",
                 "indexes": [
-                    models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+                    models.Index(fields=["backend_alias", "created_at", "id"], name="dj_queue_failed_time"),
                     models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_failed_queue"),
                 ],
             },
@@ -364,7 +364,6 @@ class Migration(migrations.Migration):
                 "db_table": "dj_queue_blocked_executions",
                 "indexes": [
                     models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
-                    models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
                     models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_blocked_queue"),
                 ],
             },

@@ -21,7 +21,7 @@ from django.utils import timezone
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, history
 from dj_queue.dialects.history import Extent, SampledJob, Span
-from dj_queue.identifiers import first_id, time_of
+from dj_queue.identifiers import earliest_at, time_of
 from dj_queue.operations import transactions
 
 CAP = 1000
@@ -87,12 +87,19 @@ def history_of(config: BackendConfig, within: Range, *, queue_name: str | None =
         edges = _edges(now, within)
         earlier = _earlier(edges[0], within)
         queue = (config.alias, queue_name) if queue_name is not None else None
-        spans = [Span(first_id(start), first_id(end)) for start, end in pairwise([*earlier, *edges[1:]])]
+        spans = [Span(earliest_at(start), earliest_at(end)) for start, end in pairwise([*earlier, *edges[1:]])]
         extents = history.extents(cursor, spans, cap=CAP, queue=queue)
         parts = _parts(spans, extents)
-        sampled = history.sample(cursor, [span for _, span in parts], limit=SAMPLE, queue=queue)
+        sampled = history.sample(
+            cursor, [span for _, span in parts], limit=SAMPLE, queue=queue, lateral=dialect.lateral
+        )
         failures = history.failures(
-            cursor, list(pairwise(edges)), cap=FAILURES_CAP, alias=config.alias, queue_name=queue_name
+            cursor,
+            list(pairwise(edges)),
+            cap=FAILURES_CAP,
+            alias=config.alias,
+            queue_name=queue_name,
+            lateral=dialect.lateral,
         )
         recounted = _recount(cursor, spans, extents, queue)
         numbers = [recounted.get(n, number) for n, number in enumerate(_estimate(spans, extents, parts, sampled))]
@@ -133,7 +140,7 @@ def _parts(spans: Sequence[Span], extents: Sequence[Extent]) -> list[tuple[int, 
         start, end = time_of(span.first), time_of(span.end)
         if extent.from_start is not None and extent.from_end is not None and extent.from_start < extent.from_end:
             start, end = time_of(extent.from_start), time_of(extent.from_end)
-        inner = [first_id(start + (end - start) * share) for share in _INNER]
+        inner = [earliest_at(start + (end - start) * share) for share in _INNER]
         parts += [(n, Span(*ids)) for ids in pairwise([span.first, *inner, span.end])]
     return parts
 

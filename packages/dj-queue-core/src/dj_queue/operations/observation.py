@@ -6,13 +6,15 @@ counted beyond a cap: `capped` names what is only a lower bound, and a list that
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.conf import settings
+from django.db import Error
 from django.db.backends.utils import CursorWrapper
 from django.db.models import OuterRef, Subquery
 from django.utils import timezone
@@ -23,8 +25,10 @@ from dj_queue.models import Process, RecurringExecution, RecurringTask, Semaphor
 from dj_queue.operations import transactions
 from dj_queue.operations.schedule import next_tick
 
+logger = logging.getLogger("dj_queue")
+
 # The most jobs of a queue and a state that are counted.
-CAP = 100_000
+CAP = 50_000
 # The most queues, processes, recurring tasks and semaphores that are listed.
 MOST_QUEUES = 10_000
 MOST_PROCESSES = 10_000
@@ -106,6 +110,14 @@ class Observation:
     capped: tuple[str, ...]  # which of the lists above were cut short
 
 
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A backend alias whose database cannot be read."""
+
+    backend_alias: str
+    database_alias: str
+
+
 def observe(config: BackendConfig, *, cap: int = CAP) -> Observation:
     """Look at queues, processes, recurring tasks and semaphores. Raises the database's error if that is away."""
 
@@ -127,6 +139,18 @@ def observe(config: BackendConfig, *, cap: int = CAP) -> Observation:
         )
 
     return transactions.observe(config.database_alias, read)
+
+
+def observe_all(configs: Iterable[BackendConfig], *, cap: int = CAP) -> list[Observation | Unavailable]:
+    """Look at several aliases. One whose database cannot be read keeps nobody from seeing the others."""
+    found: list[Observation | Unavailable] = []
+    for config in configs:
+        try:
+            found.append(observe(config, cap=cap))
+        except Error as error:
+            logger.warning("dj_queue %s cannot be observed: %s", config.alias, error)
+            found.append(Unavailable(config.alias, config.database_alias))
+    return found
 
 
 # ---- queues -----------------------------------------------------------------------------------------
@@ -179,13 +203,13 @@ def _states(counts: QueueCounts, finished: int, cap: int) -> tuple[dict[str, int
         "failed": counts.failed,
     }
     capped = _exceeded(counts, cap)
-    if capped:
+    if capped or counts.jobs is None:
         # How many of its jobs are left for being finished, nobody knows: this many are, for certain.
         capped.append("finished")
     else:
         # What is in no other state. No index has it: a finish changes nothing that is indexed.
         finished = max(0, counts.jobs - sum(states.values()))
-        if finished > cap or counts.jobs > 2 * cap:
+        if counts.jobs > cap:
             capped.append("finished")
     states["finished"] = finished
     return {state: min(count, cap) for state, count in states.items()}, tuple(capped)
