@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import pytest
 from django.db import connection
@@ -24,7 +25,7 @@ HOUR, *_, WEEK = RANGES
 def job_at(at: datetime, **fields: Any) -> Job:
     """A job that was enqueued at a time."""
     return Job(
-        id=earliest_at(at).__class__(int=earliest_at(at).int | random.getrandbits(60)),
+        id=UUID(int=earliest_at(at).int | random.getrandbits(60)),
         task_path="tests.project.tasks.add",
         created_at=at,
         **fields,
@@ -115,7 +116,7 @@ def test_a_queue_and_a_backend_see_their_own() -> None:
     assert total(look(queue_name="none"), "enqueued") == 0
 
 
-@pytest.mark.parametrize("count", [2000, 30000])
+@pytest.mark.parametrize("count", [2000, 15000])
 def test_many_are_estimated_closely(count: int) -> None:
     now = timezone.now()
     start = now - timedelta(minutes=40)
@@ -133,7 +134,7 @@ def test_many_are_estimated_closely(count: int) -> None:
 def test_bursts_are_never_absurd(monkeypatch: pytest.MonkeyPatch, bursts: int) -> None:
     """Thousands at once, then nothing: density says little there, and may not run wild."""
     start = timezone.now() - timedelta(days=3)
-    size = 4000
+    size = 2500
     store(
         job_at(start + timedelta(minutes=17 * burst, microseconds=10 * n), finished_at=start)
         for burst in range(bursts)

@@ -53,7 +53,7 @@ def take(browser: Any, address: str, folder: Path) -> None:
     page.add_init_script("localStorage.setItem('django.admin.navSidebarIsOpen', 'false')")
 
     def shoot(path: str, name: str, **options: Any) -> None:
-        page.goto(f"{address}/admin/dj_queue/dashboard/{path}")
+        page.goto(f"{address}/admin/dj_queue/{path if path.startswith(RECORDS) else f'dashboard/{path}'}")
         page.wait_for_load_state("networkidle")
         page.screenshot(path=folder / f"{name}.png", **{"full_page": True, **options})
 
