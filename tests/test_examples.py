@@ -76,6 +76,7 @@ PRINTS = {
         "the host was killed, and another worker followed: True",
         "what the host had registered is settled at once",
         "after the server's end: 0 processes",
+    ],
     "ex27_advanced_monitoring": [
         "email: 1 ready, 0 workers",
         "reports is paused: True",
