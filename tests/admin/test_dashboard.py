@@ -314,6 +314,18 @@ def test_pause_resume_and_clear(admin_client: Client) -> None:
     ]
 
 
+def test_a_queue_that_is_gone_meanwhile(admin_client: Client) -> None:
+    answer = admin_client.post(f"{DASHBOARD}queue/gone/action/", {"action": "clear"})
+    assert answer["Location"] == DASHBOARD
+    assert said(answer) == ["The queue gone had no ready jobs."]
+    answer = post_jobs(admin_client, "ready", "discard", "01900000-0000-7000-8000-000000000000")
+    assert answer["Location"] == DASHBOARD
+    assert said(answer)[-1] == "1 job was not in this state any more, and left alone."
+    answer = admin_client.post(f"{DASHBOARD}queue/ahead/action/", {"action": "pause"})
+    assert answer["Location"] == f"{DASHBOARD}queue/ahead/"
+    assert QueueInfo("ahead").paused
+
+
 @pytest.mark.parametrize("sent", [{}, {"action": "destroy"}])
 def test_an_unknown_action_is_refused(admin_client: Client, sent: dict[str, str]) -> None:
     add.using(queue_name="q").enqueue(1, 2)
