@@ -6,8 +6,9 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.clock import Now
 
-__all__ = ["Claim", "Dialect", "NewJob", "Outcome", "Selector", "UnblockedJob", "dialect_for"]
+__all__ = ["Claim", "Dialect", "NewJob", "Now", "Outcome", "Selector", "UnblockedJob", "dialect_for"]
 
 
 def dialect_for(database: str) -> Dialect:
@@ -25,7 +26,11 @@ def _dialect(vendor: str, database: str) -> Dialect:
         from dj_queue.dialects.sqlite import SQLite
 
         return SQLite()
+    if vendor == "mysql":
+        from dj_queue.dialects.mysql import MySQL
+
+        return MySQL()
     raise ImproperlyConfigured(
-        f"DATABASES[{database!r}] is a {vendor} database, and dj-queue runs on PostgreSQL and SQLite. "
+        f"DATABASES[{database!r}] is a {vendor} database, and dj-queue runs on PostgreSQL, MariaDB, MySQL and SQLite. "
         "Name one of those as the option database_alias."
     )

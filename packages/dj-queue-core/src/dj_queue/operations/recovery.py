@@ -15,13 +15,12 @@ from functools import partial
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q, QuerySet
-from django.db.models.functions import Now
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_finished
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, Outcome
+from dj_queue.dialects import Dialect, Now, Outcome
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, Process
 from dj_queue.operations import concurrency, results, transactions

@@ -8,9 +8,9 @@ from uuid import UUID
 
 from django.db import connections
 from django.db.models import Exists, OuterRef, QuerySet
-from django.db.models.functions import Now
 
 from dj_queue.config import BackendConfig
+from dj_queue.dialects import Now
 from dj_queue.models import FailedExecution, Job, RecurringExecution
 from dj_queue.operations import transactions
 
