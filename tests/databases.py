@@ -22,6 +22,7 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 VENDOR = os.environ.get("DJ_QUEUE_TEST_DB", "sqlite")
+SERVER = VENDOR != "sqlite"
 
 # For speed, and because nothing here outlives the run: what is tested is never a power failure.
 _SERVER_SETTINGS = """

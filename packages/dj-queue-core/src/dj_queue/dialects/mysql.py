@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -17,7 +17,7 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import DataError, Error, InterfaceError
+from django.db import DataError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
@@ -126,7 +126,8 @@ class MySQL(Dialect):
             orphans = [job_id for job_id in job_ids if job_id not in there]
             if orphans:
                 cursor.execute(sql.DROP_ORPHANS.format(ids=sql.marks(orphans)), orphans)
-        return [_claim(cursor, row) for row in rows]
+        # Claim ids were drawn in the order of the pick; a join's output promises no order.
+        return sorted(_claim(cursor, row) for row in rows)
 
     def finish(
         self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
@@ -137,10 +138,9 @@ class MySQL(Dialect):
         self._update_jobs(cursor, [each for each in ours if preserve or each.error], worker, now)
         self._insert_failed(cursor, [each for each in ours if each.error], now)
         if not preserve:
-            succeeded = sorted(outcome.job_id.hex for outcome in ours if not outcome.error)
-            if succeeded:
-                cursor.execute(sql.FORGET_TICKS.format(ids=sql.marks(succeeded)), succeeded)
-            _delete(cursor, "dj_queue_jobs", succeeded)
+            succeeded = sql.dump([outcome.claim_id for outcome in ours if not outcome.error])
+            cursor.execute(sql.FORGET_TICKS, [succeeded])
+            cursor.execute(sql.DELETE_SUCCEEDED, [succeeded])
         _delete(cursor, "dj_queue_claimed_executions", kept)
         return now, kept
 
@@ -214,7 +214,7 @@ class MySQL(Dialect):
         code = _code(error)
         if code in _CLIENT_ERRORS:
             return code != _PACKET_TOO_LARGE
-        return isinstance(error, InterfaceError) or code in _AWAY or code in _TRANSIENT
+        return (code == 0 and super().is_away(error)) or code in _AWAY or code in _TRANSIENT
 
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
         with connection.cursor() as cursor:
@@ -258,32 +258,31 @@ class MySQL(Dialect):
         self, cursor: CursorWrapper, alias: str, selectors: Sequence[Selector], limit: int, lock: str
     ) -> list[tuple[int, Any]]:
         """Lock ready rows in the order in which they should start; return their ids and their jobs'."""
-        cursor.execute(sql.PAUSED, [alias])
-        paused = {name for (name,) in cursor.fetchall()}
-        names: Sequence[str] | None = None
-        covered: list[Selector] = []
+        if selectors[0].everything and not self._any_paused(cursor, alias):
+            rows = self._first(cursor, "dj_queue_ready_all", "backend_alias = %s", [alias], limit, lock)
+            return [(row[0], row[1]) for row in rows]
+        there = self._names(cursor, alias) if any(selector.prefix for selector in selectors) else []
+        unpaused = self._unpaused(cursor, alias, {*there, *(each.name for each in selectors if not each.prefix)})
         picked: list[tuple[int, Any]] = []
         for selector in selectors:
-            left = limit - len(picked)
-            if left <= 0:
-                break
-            if selector.everything and not paused and not covered:
-                rows = self._first(cursor, "dj_queue_ready_all", "backend_alias = %s", [alias], left, lock)
-            else:
-                if not selector.prefix:
-                    wanted = [selector.name]
-                else:
-                    names = self._names(cursor, alias) if names is None else names
-                    # A row that an earlier selector has locked is no obstacle to its own transaction.
-                    wanted = [
-                        name
-                        for name in names
-                        if name.startswith(selector.name) and not any(earlier.matches(name) for earlier in covered)
-                    ]
-                rows = self._first_of(cursor, alias, [name for name in wanted if name not in paused], left, lock)
-            covered.append(selector)
-            picked += [(row[0], row[1]) for row in rows]
+            if len(picked) < limit and unpaused:
+                names = [name for name in there if selector.matches(name)] if selector.prefix else [selector.name]
+                mine = [name for name in names if name in unpaused]
+                rows = self._first_of(cursor, alias, mine, limit - len(picked), lock)
+                picked += [(row[0], row[1]) for row in rows]
+                # A row that one selector has locked is no obstacle to the next one's transaction: it is the same.
+                unpaused.difference_update(mine)
         return picked
+
+    def _any_paused(self, cursor: CursorWrapper, alias: str) -> bool:
+        cursor.execute(sql.ANY_PAUSED, [alias])
+        return cursor.fetchone() is not None
+
+    def _unpaused(self, cursor: CursorWrapper, alias: str, names: set[str]) -> set[str]:
+        if not names:
+            return names
+        cursor.execute(sql.PAUSED.format(names=sql.marks(list(names))), [alias, *sorted(names)])
+        return names - {name for (name,) in cursor.fetchall()}
 
     def _first_of(
         self, cursor: CursorWrapper, alias: str, names: Sequence[str], limit: int, lock: str
@@ -451,9 +450,9 @@ def _write(cursor: CursorWrapper, statement: str, row: str, values: Sequence[tup
         cursor.execute(statement.format(rows=sql.rows(len(values), row)), [value for each in values for value in each])
 
 
-def _delete(cursor: CursorWrapper, table: str, ids: Sequence[Any] | set[int]) -> None:
+def _delete(cursor: CursorWrapper, table: str, ids: Iterable[int]) -> None:
     if ids:
-        cursor.execute(sql.DELETE.format(table=table, ids=sql.marks(list(ids))), sorted(ids))
+        cursor.execute(sql.DELETE.format(table=table), [sql.dump(sorted(ids))])
 
 
 def _of_jobs(cursor: CursorWrapper, column: str, job_ids: Sequence[Any]) -> dict[Any, Any]:

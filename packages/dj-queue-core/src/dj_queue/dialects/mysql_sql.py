@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+_IDS = "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) done"
+
 # ---- enqueue ----------------------------------------------------------------------------------------
 
 INSERT_JOBS = """INSERT INTO dj_queue_jobs
@@ -27,7 +29,10 @@ WHERE backend_alias = %s AND scheduled_at <= {now} LIMIT 1"""
 
 # ---- claim ------------------------------------------------------------------------------------------
 
-PAUSED = "SELECT queue_name FROM dj_queue_pauses WHERE backend_alias = %s"
+ANY_PAUSED = "SELECT 1 FROM dj_queue_pauses FORCE INDEX (dj_queue_pauses_queue) WHERE backend_alias = %s LIMIT 1"
+
+PAUSED = """SELECT queue_name FROM dj_queue_pauses FORCE INDEX (dj_queue_pauses_queue)
+WHERE backend_alias = %s AND queue_name IN ({names})"""
 
 # The next name after each of these: one probe of the index, however many jobs a queue holds.
 NEXT_NAME = """(SELECT queue_name FROM dj_queue_ready_executions FORCE INDEX (dj_queue_ready_queue)
@@ -45,7 +50,7 @@ HELD = """SELECT claim.id, job.id, job.task_path, job.queue_name, job.priority, 
 job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key, claim.created_at
 FROM dj_queue_claimed_executions claim FORCE INDEX (job_id)
 STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id
-WHERE claim.job_id IN ({ids}) ORDER BY claim.id {lock}"""
+WHERE claim.job_id IN ({ids}) {lock}"""
 
 DROP_ORPHANS = """DELETE gone FROM dj_queue_claimed_executions gone FORCE INDEX (job_id)
 WHERE gone.job_id IN ({ids})"""
@@ -72,9 +77,16 @@ FROM JSON_TABLE(%s, '$[*]' COLUMNS (claim_id BIGINT PATH '$[0]', exception_class
 message LONGTEXT PATH '$[2]', trace LONGTEXT PATH '$[3]')) done
 {_OF_CLAIM}"""
 
-FORGET_TICKS = "UPDATE dj_queue_recurring_executions FORCE INDEX (job_id) SET job_id = NULL WHERE job_id IN ({ids})"
+FORGET_TICKS = f"""UPDATE {_IDS} STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+STRAIGHT_JOIN dj_queue_recurring_executions tick FORCE INDEX (job_id) ON tick.job_id = claim.job_id
+SET tick.job_id = NULL"""
 
-DELETE = "DELETE gone FROM {table} gone FORCE INDEX (PRIMARY) WHERE gone.id IN ({ids})"
+DELETE_SUCCEEDED = f"""DELETE job FROM {_IDS}
+STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
+
+# Row by row in the order of the ids. An IN may be answered by reading all rows, and waiting for those of others.
+DELETE = f"DELETE gone FROM {_IDS} STRAIGHT_JOIN {{table}} gone FORCE INDEX (PRIMARY) ON gone.id = done.id"
 
 # ---- release, promote -------------------------------------------------------------------------------
 
