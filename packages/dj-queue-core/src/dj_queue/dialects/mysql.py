@@ -146,9 +146,9 @@ class MySQL(Dialect):
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
         _, locked = self._lock_claims(cursor, claim_ids)
-        kept = [row[0] for row in locked]
+        kept = sorted(row[0] for row in locked)
         if kept:
-            cursor.execute(sql.GIVE_BACK.format(ids=sql.marks(kept)), kept)
+            cursor.execute(sql.GIVE_BACK, [sql.dump(kept)])
         _delete(cursor, "dj_queue_claimed_executions", kept)
         return len(kept)
 
@@ -158,18 +158,25 @@ class MySQL(Dialect):
         # Without descending indexes, those due at the same microsecond may be cut off in another order.
         order = "scheduled_at, priority DESC, id" if self._server(cursor).descending else "scheduled_at, priority, id"
         lock = "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE"
-        cursor.execute(sql.DUE.format(now=mysql_clock(cursor.db), order=order, lock=lock), [alias, limit])
-        due = sorted(cursor.fetchall(), key=lambda row: (row[4], -row[3], row[0]))
-        if not due:
+        clock = mysql_clock(cursor.db)
+        cursor.execute(sql.COUNT_DUE.format(now=clock), [alias, limit])
+        count = int(cursor.fetchone()[0] or 0)
+        if not count:
             return 0, []
+        cursor.execute(sql.DUE.format(now=clock, order=order, lock=lock), [alias, count])
+        # What others have locked was skipped, and so perhaps some that are not due were locked here.
+        found = [row for row in cursor.fetchall() if row[5]]
+        if not found:
+            return 0, []
+        due = sorted(found, key=lambda row: (row[4], -row[3], row[0]))
+        at = str(due[0][6])
         keys = _of_jobs(cursor, "concurrency_key", [row[1] for row in due])
-        at = _stored(cursor, self.now(cursor))
         _delete(cursor, "dj_queue_scheduled_executions", [row[0] for row in due])
         self._insert_ready(
             cursor,
             [
                 (job_id, alias, queue, priority, None, at)
-                for _, job_id, queue, priority, _ in due
+                for _, job_id, queue, priority, *_ in due
                 if keys[job_id] is None
             ],
         )
@@ -177,7 +184,7 @@ class MySQL(Dialect):
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
         keys = sorted(freed)
-        cursor.execute(sql.LOCK_SEMAPHORES.format(ids=sql.marks(keys)), keys)
+        cursor.execute(sql.LOCK_SEMAPHORES.format(lock=_lock(cursor, "semaphore")), [sql.dump(keys)])
         free = {}
         ids = {}
         for semaphore_id, key, value, limit in cursor.fetchall():
@@ -205,7 +212,7 @@ class MySQL(Dialect):
 
     def any_due(self, cursor: CursorWrapper, alias: str) -> bool:
         cursor.execute(sql.ANY_DUE.format(now=mysql_clock(cursor.db)), [alias])
-        return cursor.fetchone() is not None
+        return bool(cursor.fetchone()[0])
 
     def is_transient(self, error: Error) -> bool:
         return _code(error) in _TRANSIENT
@@ -281,7 +288,7 @@ class MySQL(Dialect):
     def _unpaused(self, cursor: CursorWrapper, alias: str, names: set[str]) -> set[str]:
         if not names:
             return names
-        cursor.execute(sql.PAUSED.format(names=sql.marks(list(names))), [alias, *sorted(names)])
+        cursor.execute(sql.PAUSED, [sql.dump(sorted(names)), alias])
         return names - {name for (name,) in cursor.fetchall()}
 
     def _first_of(
@@ -326,20 +333,16 @@ class MySQL(Dialect):
         # An index that only ascends holds each priority's rows in order: one priority after the other.
         below, bound = "", []
         while limit > 0:
-            cursor.execute(
-                sql.NEXT_PRIORITY.format(table=table, index=index, where=where, below=below), [*params, *bound]
-            )
-            found = cursor.fetchone()
-            if found is None:
+            cursor.execute(sql.NEXT_PRIORITY.format(table=table, where=where, below=below), [*params, *bound])
+            (priority,) = cursor.fetchone()
+            if priority is None:
                 return
-            cursor.execute(
-                statement.format(index=index, where=f"{where} AND priority = %s", order="id", lock=lock),
-                [*params, found[0], limit],
-            )
+            one = statement.format(index=index, where=f"{where} AND priority = %s", order="id", lock=lock)
+            cursor.execute(one, [*params, priority, limit])
             rows = cursor.fetchall()
             limit -= len(rows)
             yield from rows
-            below, bound = "AND priority < %s", [found[0]]
+            below, bound = "AND priority < %s", [priority]
 
     def _names(self, cursor: CursorWrapper, alias: str) -> list[str]:
         """The names of the queues that hold ready jobs.
@@ -357,7 +360,7 @@ class MySQL(Dialect):
                 cursor.execute(
                     " UNION ALL ".join([sql.NEXT_NAME] * len(some)), [value for name in some for value in (alias, name)]
                 )
-                found.update(name for (name,) in cursor.fetchall())
+                found.update(name for (name,) in cursor.fetchall() if name is not None)
             ask = sorted(found - asked)
         names = sorted(found)
         self._known_names[alias] = tuple(names)
@@ -368,7 +371,7 @@ class MySQL(Dialect):
     def _lock_claims(self, cursor: CursorWrapper, claim_ids: Sequence[int]) -> tuple[datetime, Sequence[Any]]:
         ids = sorted(claim_ids)
         if ids:
-            cursor.execute(sql.LOCK_CLAIMS.format(ids=sql.marks(ids), now=mysql_clock(cursor.db)), ids)
+            cursor.execute(sql.LOCK_CLAIMS.format(now=mysql_clock(cursor.db), lock=_lock(cursor, "claim")), [sql.dump(ids)])
             rows = cursor.fetchall()
             if rows:
                 return _read(cursor, rows[0][1]), rows
@@ -453,6 +456,11 @@ def _write(cursor: CursorWrapper, statement: str, row: str, values: Sequence[tup
 def _delete(cursor: CursorWrapper, table: str, ids: Iterable[int]) -> None:
     if ids:
         cursor.execute(sql.DELETE.format(table=table), [sql.dump(sorted(ids))])
+
+
+def _lock(cursor: CursorWrapper, table: str) -> str:
+    # MySQL takes the rows of JSON_TABLE for such as could be locked; MariaDB cannot name the table that is meant.
+    return "FOR UPDATE" if cursor.db.mysql_is_mariadb else f"FOR UPDATE OF {table}"
 
 
 def _of_jobs(cursor: CursorWrapper, column: str, job_ids: Sequence[Any]) -> dict[Any, Any]:

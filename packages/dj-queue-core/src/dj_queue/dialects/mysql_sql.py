@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+# Rows given by their ids are visited one by one, in the order given. An IN may be answered by reading a table whole,
+# and with locks, by waiting for rows that others hold.
 _IDS = "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) done"
 
 # ---- enqueue ----------------------------------------------------------------------------------------
@@ -24,25 +26,24 @@ INSERT_SCHEDULED = """INSERT INTO dj_queue_scheduled_executions
 
 ANY_READY = "SELECT 1 FROM dj_queue_ready_executions WHERE backend_alias = %s LIMIT 1"
 
-ANY_DUE = """SELECT 1 FROM dj_queue_scheduled_executions FORCE INDEX (dj_queue_scheduled_due)
-WHERE backend_alias = %s AND scheduled_at <= {now} LIMIT 1"""
+# The least of an index is looked up; whether there is any below a bound may be scanned for.
+ANY_DUE = "SELECT MIN(scheduled_at) <= {now} FROM dj_queue_scheduled_executions WHERE backend_alias = %s"
 
 # ---- claim ------------------------------------------------------------------------------------------
 
 ANY_PAUSED = "SELECT 1 FROM dj_queue_pauses FORCE INDEX (dj_queue_pauses_queue) WHERE backend_alias = %s LIMIT 1"
 
-PAUSED = """SELECT queue_name FROM dj_queue_pauses FORCE INDEX (dj_queue_pauses_queue)
-WHERE backend_alias = %s AND queue_name IN ({names})"""
+PAUSED = """SELECT done.name FROM JSON_TABLE(%s, '$[*]' COLUMNS (name VARCHAR(64) PATH '$')) done
+STRAIGHT_JOIN dj_queue_pauses pause FORCE INDEX (dj_queue_pauses_queue)
+ON pause.backend_alias = %s AND pause.queue_name = done.name"""
 
-# The next name after each of these: one probe of the index, however many jobs a queue holds.
-NEXT_NAME = """(SELECT queue_name FROM dj_queue_ready_executions FORCE INDEX (dj_queue_ready_queue)
-WHERE backend_alias = %s AND queue_name > %s ORDER BY queue_name LIMIT 1)"""
+# The next name after each of these: one look into the index, however many jobs a queue holds.
+NEXT_NAME = "(SELECT MIN(queue_name) FROM dj_queue_ready_executions WHERE backend_alias = %s AND queue_name > %s)"
 
 PICK = """(SELECT id, job_id, priority FROM dj_queue_ready_executions FORCE INDEX ({index})
 WHERE {where} ORDER BY {order} LIMIT %s {lock})"""
 
-NEXT_PRIORITY = """SELECT priority FROM {table} FORCE INDEX ({index})
-WHERE {where} {below} ORDER BY priority DESC LIMIT 1"""
+NEXT_PRIORITY = "SELECT MAX(priority) FROM {table} WHERE {where} {below}"
 
 HOLD = "INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at) VALUES {rows}"
 
@@ -57,8 +58,8 @@ WHERE gone.job_id IN ({ids})"""
 
 # ---- finish -----------------------------------------------------------------------------------------
 
-LOCK_CLAIMS = """SELECT id, {now} FROM dj_queue_claimed_executions FORCE INDEX (PRIMARY)
-WHERE id IN ({ids}) ORDER BY id FOR UPDATE"""
+LOCK_CLAIMS = f"""SELECT claim.id, {{now}} FROM {_IDS}
+STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id {{lock}}"""
 
 _OF_CLAIM = """STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.claim_id
 STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
@@ -85,29 +86,32 @@ DELETE_SUCCEEDED = f"""DELETE job FROM {_IDS}
 STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
 STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
 
-# Row by row in the order of the ids. An IN may be answered by reading all rows, and waiting for those of others.
 DELETE = f"DELETE gone FROM {_IDS} STRAIGHT_JOIN {{table}} gone FORCE INDEX (PRIMARY) ON gone.id = done.id"
 
 # ---- release, promote -------------------------------------------------------------------------------
 
-GIVE_BACK = """INSERT INTO dj_queue_ready_executions
+GIVE_BACK = f"""INSERT INTO dj_queue_ready_executions
 (id, job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
 SELECT claim.position, job.id, job.backend_alias, job.queue_name, job.priority, job.concurrency_key, claim.created_at
-FROM dj_queue_claimed_executions claim FORCE INDEX (PRIMARY)
-STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id
-WHERE claim.id IN ({ids})"""
+FROM {_IDS} STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
 
-DUE = """SELECT id, job_id, queue_name, priority, scheduled_at
+# How many of the first are due; only so many are then locked. A condition on the time might be checked row by row,
+# down the whole schedule, and each row locked.
+COUNT_DUE = """SELECT SUM(scheduled_at <= {now}) FROM (SELECT scheduled_at FROM dj_queue_scheduled_executions
+FORCE INDEX (dj_queue_scheduled_due) WHERE backend_alias = %s ORDER BY scheduled_at LIMIT %s) first"""
+
+DUE = """SELECT id, job_id, queue_name, priority, scheduled_at, scheduled_at <= {now}, {now}
 FROM dj_queue_scheduled_executions FORCE INDEX (dj_queue_scheduled_due)
-WHERE backend_alias = %s AND scheduled_at <= {now} ORDER BY {order} LIMIT %s {lock}"""
+WHERE backend_alias = %s ORDER BY {order} LIMIT %s {lock}"""
 
 JOBS = "SELECT id, {column} FROM dj_queue_jobs FORCE INDEX (PRIMARY) WHERE id IN ({ids})"
 
 # ---- unblock ----------------------------------------------------------------------------------------
 
-LOCK_SEMAPHORES = """SELECT id, `key`, value, `limit`
-FROM dj_queue_semaphores FORCE INDEX (dj_queue_semaphores_key)
-WHERE `key` IN ({ids}) ORDER BY `key` FOR UPDATE"""
+LOCK_SEMAPHORES = """SELECT semaphore.id, semaphore.`key`, semaphore.value, semaphore.`limit`
+FROM JSON_TABLE(%s, '$[*]' COLUMNS (name VARCHAR(255) PATH '$')) done
+STRAIGHT_JOIN dj_queue_semaphores semaphore FORCE INDEX (dj_queue_semaphores_key) ON semaphore.`key` = done.name {lock}"""
 
 NEXT_BLOCKED = """(SELECT id, job_id, backend_alias, queue_name, priority, concurrency_key
 FROM dj_queue_blocked_executions FORCE INDEX (dj_queue_blocked_next)
