@@ -42,6 +42,8 @@ _PACKET_TOO_LARGE = 2020
 
 # The largest statement that is put together of many rows, in characters. One row may be larger.
 _STATEMENT = 1024 * 1024
+# No server takes less, even if each character is escaped; and more than the rest of a statement.
+_SURELY_SENDABLE = 64 * 1024
 # Queues that one statement picks from.
 _UNION = 100
 _READ_COMMITTED = "read committed"
@@ -401,14 +403,13 @@ class MySQL(Dialect):
 
     def _refuse_unsendable(self, cursor: CursorWrapper, text: str) -> None:
         """The server answers a statement that is too large by hanging up, as if it had gone away itself."""
-        largest = self._server(cursor).largest_packet
-        if len(text) * 8 < largest:
+        if len(text) < _SURELY_SENDABLE:
             return
-        room = 64 * 1024
-        needed = len(cursor.db.connection.literal(text)) + room
-        if needed > largest:
+        largest = self._server(cursor).largest_packet
+        size = len(cursor.db.connection.literal(text)) + _SURELY_SENDABLE
+        if size > largest:
             raise DataError(
-                f"a statement of {needed} bytes is more than the server's max_allowed_packet of {largest}."
+                f"a statement of {size} bytes is more than the server's max_allowed_packet of {largest}."
                 " Store large data elsewhere and pass its name, or raise max_allowed_packet."
             )
 
