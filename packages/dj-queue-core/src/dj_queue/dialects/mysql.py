@@ -267,9 +267,10 @@ class MySQL(Dialect):
         self, cursor: CursorWrapper, alias: str, selectors: Sequence[Selector], limit: int, lock: str
     ) -> list[tuple[int, Any]]:
         """Lock ready rows in the order in which they should start; return their ids and their jobs'."""
-        if selectors[0].everything and not self._any_paused(cursor, alias):
-            rows = self._first(cursor, "dj_queue_ready_all", "backend_alias = %s", [alias], limit, lock)
-            return [(row[0], row[1]) for row in rows]
+        if selectors[0].everything:
+            rows = self._first(cursor, "dj_queue_ready_all", sql.NOTHING_PAUSED, [alias, alias], limit, lock)
+            if rows or not self._any_paused(cursor, alias):
+                return [(row[0], row[1]) for row in rows]
         there = self._names(cursor, alias) if any(selector.prefix for selector in selectors) else []
         unpaused = self._unpaused(cursor, alias, {*there, *(each.name for each in selectors if not each.prefix)})
         picked: list[tuple[int, Any]] = []
@@ -387,7 +388,7 @@ class MySQL(Dialect):
         ]
         sizes = [len(each.return_value or "") for each in outcomes]
         for batch in sql.batches(rows, sizes, most=_STATEMENT):
-            cursor.execute(sql.FINISH, [self._table(cursor, batch), at, worker, at])
+            cursor.execute(sql.FINISH, [self._table(cursor, batch), at, worker, worker, at])
 
     def _insert_failed(self, cursor: CursorWrapper, outcomes: Sequence[Outcome], now: datetime) -> None:
         rows = [(each.claim_id, *each.error) for each in outcomes if each.error]

@@ -43,6 +43,8 @@ NEXT_NAME = "(SELECT MIN(queue_name) FROM dj_queue_ready_executions WHERE backen
 PICK = """(SELECT id, job_id, priority FROM dj_queue_ready_executions FORCE INDEX ({index})
 WHERE {where} ORDER BY {order} LIMIT %s {lock})"""
 
+NOTHING_PAUSED = "backend_alias = %s AND NOT EXISTS (SELECT 1 FROM dj_queue_pauses WHERE backend_alias = %s)"
+
 NEXT_PRIORITY = "SELECT MAX(priority) FROM {table} WHERE {where} {below}"
 
 HOLD = "INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at) VALUES {rows}"
@@ -69,7 +71,8 @@ failed TINYINT PATH '$[2]', return_value LONGTEXT PATH '$[3]')) done
 {_OF_CLAIM}
 SET job.finished_at = IF(done.failed, NULL, %s), job.return_value = done.return_value,
 job.started_at = COALESCE(job.started_at, done.started_at), job.last_attempted_at = done.started_at,
-job.worker_ids = JSON_ARRAY_APPEND(COALESCE(job.worker_ids, JSON_ARRAY()), '$', %s), job.updated_at = %s"""
+job.worker_ids = IF(job.worker_ids IS NULL, JSON_ARRAY(%s), JSON_ARRAY_APPEND(job.worker_ids, '$', %s)),
+job.updated_at = %s"""
 
 FINISH_FAILED = f"""INSERT INTO dj_queue_failed_executions
 (job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)
