@@ -33,6 +33,22 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: dialect_for("default").json_limits.wide_integers,
         "the database rounds integers of more than 64 bits",
     ),
+    "sessions without a time zone": (
+        lambda: databases.SERVER and not connection.features.supports_timezones,
+        "the database converts times by itself, or has no sessions",
+    ),
+    "largest statement": (
+        lambda: hasattr(dialect_for("default"), "_known_server"),
+        "the database bounds no statement",
+    ),
+    "ascending indexes": (
+        lambda: hasattr(dialect_for("default"), "_known_server"),
+        "every version of the database has descending indexes",
+    ),
+    "error numbers": (
+        lambda: connection.vendor == "mysql",
+        "the database does not number its errors",
+    ),
     "isolation levels": (
         lambda: hasattr(connection, "isolation_levels"),
         "the project cannot ask for an isolation level that the queue does not want",

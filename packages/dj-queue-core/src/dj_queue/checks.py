@@ -3,6 +3,7 @@
     dj_queue.E001  The configuration of an alias has mistakes.
     dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
+    dj_queue.E004  A queue lives on a database that dj-queue does not run on, or whose driver is missing.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
 
@@ -21,6 +22,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, router
 
 from dj_queue.config import database_aliases, load_config, managed_aliases
+from dj_queue.dialects import dialect_for
 
 TAG = "dj_queue"
 
@@ -35,7 +37,7 @@ _WAL = re.compile(r"\bjournal_mode\s*[=(]\s*['\"]?wal\b", re.IGNORECASE)
 
 def register() -> None:
     """Add all checks to Django's. `AppConfig.ready()` calls this."""
-    for check in (check_configuration, check_router, check_distributions, check_sqlite):
+    for check in (check_configuration, check_router, check_distributions, check_databases, check_sqlite):
         checks.register(check, TAG)
 
 
@@ -98,6 +100,17 @@ def check_distributions(app_configs: object = None, **kwargs: Any) -> list[Check
             id="dj_queue.E003",
         )
     ]
+
+
+def check_databases(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for alias in sorted(database_aliases() & set(settings.DATABASES)):
+        try:
+            dialect_for(alias)
+        except ImproperlyConfigured as error:
+            hint = "Its driver is psycopg for PostgreSQL, and mysqlclient for MariaDB and MySQL."
+            found.append(checks.Error(f"No queue can live on {alias!r}: {error}", hint=hint, id="dj_queue.E004"))
+    return found
 
 
 def check_sqlite(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:

@@ -41,7 +41,7 @@ _CLIENT_ERRORS = range(2000, 3000)
 _PACKET_TOO_LARGE = 2020
 
 # The largest statement that is put together of many rows, in characters. One row may be larger.
-_STATEMENT = 1024 * 1024
+_STATEMENT = 256 * 1024
 # No server takes less, even if each character is escaped; and more than the rest of a statement.
 _SURELY_SENDABLE = 64 * 1024
 # Queues that one statement picks from.
@@ -239,14 +239,13 @@ class MySQL(Dialect):
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     def refusal(self, connection: BaseDatabaseWrapper) -> str | None:
-        mariadb = connection.mysql_is_mariadb
-        oldest = (10, 6) if mariadb else (8, 0, 17)
-        found = connection.mysql_version
-        if found >= oldest:
-            return None
-        name, *versions = ("MariaDB" if mariadb else "MySQL", oldest, found)
-        wanted, has = (".".join(map(str, version)) for version in versions)
-        return f"it is {name} {has}, and dj-queue needs {name} {wanted} or later. Upgrade the server"
+        name, oldest = ("MariaDB", (10, 6)) if connection.mysql_is_mariadb else ("MySQL", (8, 0, 17))
+        if connection.mysql_version < oldest:
+            wanted, found = (".".join(map(str, version)) for version in (oldest, connection.mysql_version))
+            return f"dj-queue needs {name} {wanted} or later, and this is {found}. Upgrade the server"
+        if not connection.features.supports_transactions:
+            return "its default_storage_engine has no transactions. Set that to InnoDB, and migrate anew"
+        return None
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
         connection = schema_editor.connection

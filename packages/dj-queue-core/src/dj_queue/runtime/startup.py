@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable
 
-from django.db import Error, connections
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, NotSupportedError, connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.exceptions import DjQueueError
-from dj_queue.operations.schema import unapplied_migrations
+from dj_queue.operations.schema import refusal, unapplied_migrations
 
 _PAUSE = 0.5
 
@@ -19,7 +20,7 @@ class NotReadyError(DjQueueError):
 def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], object]) -> None:
     """Wait for the database to answer and for its migrations to be applied, at most `seconds`.
 
-    Raises `NotReadyError`.
+    Raises `NotReadyError`, at once for a server that no waiting would change.
     """
     database = config.database_alias
     deadline = time.monotonic() + seconds
@@ -38,10 +39,15 @@ def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], 
 
 def _obstacle(database: str) -> str | None:
     try:
+        reason = refusal(database)
+        if reason is not None:
+            raise NotReadyError(f"The database {database!r} cannot hold a queue: {reason}.")
         missing = unapplied_migrations(database)
+    except (ImproperlyConfigured, NotSupportedError) as error:  # Django's own: of a driver, or of an old server
+        raise NotReadyError(f"The database {database!r} cannot hold a queue: {error}") from error
     except Error as error:
-        reason = str(error).strip().splitlines()
-        return f"The database {database!r} does not answer ({reason[0] if reason else type(error).__name__})."
+        lines = str(error).strip().splitlines()
+        return f"The database {database!r} does not answer ({lines[0] if lines else type(error).__name__})."
     if missing:
         return (
             f"The database {database!r} lacks the migration {', '.join(missing)} of dj_queue."
