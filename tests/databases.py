@@ -70,7 +70,9 @@ def settings() -> dict[str, Any]:
     if VENDOR in ("mariadb", "mysql"):
         name = f"DJ_QUEUE_TEST_{VENDOR.upper()}"
         if not os.environ.get(name):
-            raise SystemExit(f"DJ_QUEUE_TEST_DB is {VENDOR!r}: set {name} to a server, mysql://user:password@host:port/db")
+            raise SystemExit(
+                f"DJ_QUEUE_TEST_DB is {VENDOR!r}: set {name} to a server, mysql://user:password@host:port/db"
+            )
         return mysql(os.environ[name])
     raise SystemExit(f"DJ_QUEUE_TEST_DB is {VENDOR!r}: expected sqlite, postgres, mariadb or mysql.")
 

@@ -12,7 +12,20 @@ from tests.working import claim, states, work
 
 pytestmark = pytest.mark.django_db
 
-NAMES = ["email", "Email", "EMAIL", "email ", "\u00e9mail", "e\u0301mail", "\U0001f600", "\U0001f601", "%", "_", "\\", "a'b\"c"]
+NAMES = [
+    "email",
+    "Email",
+    "EMAIL",
+    "email ",
+    "\u00e9mail",
+    "e\u0301mail",
+    "\U0001f600",
+    "\U0001f601",
+    "%",
+    "_",
+    "\\",
+    "a'b\"c",
+]
 
 
 @pytest.fixture

@@ -44,7 +44,7 @@ _PACKET_TOO_LARGE = 2020
 _STATEMENT = 256 * 1024
 # No server takes less, even if each character is escaped; and more than the rest of a statement.
 _SURELY_SENDABLE = 64 * 1024
-# Queues that one statement picks from.
+# So many times one statement asks the same.
 _UNION = 100
 _READ_COMMITTED = "read committed"
 
@@ -72,8 +72,8 @@ class MySQL(Dialect):
         at = stored(now)
         row = "(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         sizes = [len(job.payload) for job in jobs]
-        for batch in sql.batches(jobs, sizes, most=_STATEMENT):
-            values = [(job.id.hex, *job[1:5], alias, stored(job.run_after), at, at) for job in batch]
+        for some in sql.batches(jobs, sizes, most=_STATEMENT):
+            values = [(job.id.hex, *job[1:5], alias, stored(job.run_after), at, at) for job in some]
             if len(values) == 1:
                 self._refuse_unsendable(cursor, values[0][4])
             _write(cursor, sql.INSERT_JOBS, row, values)
@@ -186,17 +186,18 @@ class MySQL(Dialect):
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
         keys = sorted(freed)
-        cursor.execute(sql.LOCK_SEMAPHORES.format(lock=_lock(cursor, "semaphore")), [sql.dump(keys)])
-        free = {}
-        ids = {}
-        for semaphore_id, key, value, limit in cursor.fetchall():
-            ids[key] = semaphore_id
-            free[key] = min(limit, value + freed[key])
-        blocked = self._next_blocked(cursor, {key: count for key, count in free.items() if count > 0})
-        now = self.now(cursor)
+        rows = _each(cursor, sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db)), [(key,) for key in keys])
+        if not rows:
+            return []
+        ids = {row[1]: row[0] for row in rows}
+        free = {key: min(limit, value + freed[key]) for _, key, value, limit, _ in rows}
+        now = _read(cursor, rows[-1][4])
         at = _stored(cursor, now)
+        blocked = self._next_blocked(cursor, {key: count for key, count in free.items() if count > 0})
         _delete(cursor, "dj_queue_blocked_executions", [row[0] for row in blocked])
-        self._insert_ready(cursor, [(job_id, alias, queue, priority, key, at) for _, job_id, alias, queue, priority, key in blocked])
+        self._insert_ready(
+            cursor, [(job_id, alias, queue, priority, key, at) for _, job_id, alias, queue, priority, key in blocked]
+        )
         longest: dict[str, float] = {}
         durations = _of_jobs(cursor, "concurrency_duration", [row[1] for row in blocked])
         for row in blocked:
@@ -225,20 +226,20 @@ class MySQL(Dialect):
             return code != _PACKET_TOO_LARGE
         return (code == 0 and super().is_away(error)) or code in _AWAY or code in _TRANSIENT
 
-    def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
+    def prepare_session(self, connection: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.isolation_level = _READ_COMMITTED
         _give_up_on_dead_peers(connection)
 
-    def prepare_transaction(self, connection: BaseDatabaseWrapper) -> None:
+    def prepare_transaction(self, connection: Any) -> None:
         connection.ensure_connection()
         # Django's own default. Only a project that asks for another one pays for this.
         if connection.isolation_level != _READ_COMMITTED and connection.get_autocommit():
             with connection.cursor() as cursor:
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
-    def refusal(self, connection: BaseDatabaseWrapper) -> str | None:
+    def refusal(self, connection: Any) -> str | None:
         name, oldest = ("MariaDB", (10, 6)) if connection.mysql_is_mariadb else ("MySQL", (8, 0, 17))
         if connection.mysql_version < oldest:
             wanted, found = (".".join(map(str, version)) for version in (oldest, connection.mysql_version))
@@ -248,7 +249,7 @@ class MySQL(Dialect):
         return None
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
-        connection = schema_editor.connection
+        connection: Any = schema_editor.connection
         # No padding: these tell "email" from "email " too.
         collation = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
         for table in sql.TABLES:
@@ -290,8 +291,7 @@ class MySQL(Dialect):
     def _unpaused(self, cursor: CursorWrapper, alias: str, names: set[str]) -> set[str]:
         if not names:
             return names
-        cursor.execute(sql.PAUSED, [sql.dump(sorted(names)), alias])
-        return names - {name for (name,) in cursor.fetchall()}
+        return names - {name for (name,) in _each(cursor, sql.PAUSED, [(alias, name) for name in sorted(names)])}
 
     def _first_of(
         self, cursor: CursorWrapper, alias: str, names: Sequence[str], limit: int, lock: str
@@ -300,12 +300,7 @@ class MySQL(Dialect):
         rows: list[tuple[Any, ...]] = []
         if len(names) > 1 and self._server(cursor).descending:
             one = sql.PICK.format(index="dj_queue_ready_queue", where=where, order=_ORDER, lock=lock)
-            for start in range(0, len(names), _UNION):
-                some = names[start : start + _UNION]
-                cursor.execute(
-                    " UNION ALL ".join([one] * len(some)), [value for name in some for value in (alias, name, limit)]
-                )
-                rows += cursor.fetchall()
+            rows += _each(cursor, one, [(alias, name, limit) for name in names])
         else:
             for name in names:
                 rows += self._first(cursor, "dj_queue_ready_queue", where, [alias, name], limit, lock)
@@ -333,7 +328,8 @@ class MySQL(Dialect):
             yield from cursor.fetchall()
             return
         # An index that only ascends holds each priority's rows in order: one priority after the other.
-        below, bound = "", []
+        below = ""
+        bound: list[int] = []
         while limit > 0:
             cursor.execute(sql.NEXT_PRIORITY.format(table=table, where=where, below=below), [*params, *bound])
             (priority,) = cursor.fetchone()
@@ -357,12 +353,8 @@ class MySQL(Dialect):
         asked: set[str] = set()
         while ask:
             asked.update(ask)
-            for start in range(0, len(ask), _UNION):
-                some = ask[start : start + _UNION]
-                cursor.execute(
-                    " UNION ALL ".join([sql.NEXT_NAME] * len(some)), [value for name in some for value in (alias, name)]
-                )
-                found.update(name for (name,) in cursor.fetchall() if name is not None)
+            rows = _each(cursor, sql.NEXT_NAME, [(alias, name) for name in ask])
+            found.update(name for (name,) in rows if name is not None)
             ask = sorted(found - asked)
         names = sorted(found)
         self._known_names[alias] = tuple(names)
@@ -373,7 +365,9 @@ class MySQL(Dialect):
     def _lock_claims(self, cursor: CursorWrapper, claim_ids: Sequence[int]) -> tuple[datetime, Sequence[Any]]:
         ids = sorted(claim_ids)
         if ids:
-            cursor.execute(sql.LOCK_CLAIMS.format(now=mysql_clock(cursor.db), lock=_lock(cursor, "claim")), [sql.dump(ids)])
+            cursor.execute(
+                sql.LOCK_CLAIMS.format(now=mysql_clock(cursor.db), lock=_lock(cursor, "claim")), [sql.dump(ids)]
+            )
             rows = cursor.fetchall()
             if rows:
                 return _read(cursor, rows[0][1]), rows
@@ -417,23 +411,23 @@ class MySQL(Dialect):
 
     def _next_blocked(self, cursor: CursorWrapper, free: Mapping[str, int]) -> list[tuple[Any, ...]]:
         """Lock the next blocked jobs of each key, as many as it has free slots."""
-        keys = list(free)
         where, index = "concurrency_key = %s", "dj_queue_blocked_next"
-        blocked: list[tuple[Any, ...]] = []
         if not self._server(cursor).descending:
-            for key in keys:
+            blocked: list[tuple[Any, ...]] = []
+            for key in free:
                 blocked += self._in_order(
-                    cursor, sql.NEXT_BLOCKED, "dj_queue_blocked_executions", index, where, [key], free[key], "FOR UPDATE"
+                    cursor,
+                    sql.NEXT_BLOCKED,
+                    "dj_queue_blocked_executions",
+                    index,
+                    where,
+                    [key],
+                    free[key],
+                    "FOR UPDATE",
                 )
             return blocked
         one = sql.NEXT_BLOCKED.format(index=index, where=where, order=_ORDER, lock="FOR UPDATE")
-        for start in range(0, len(keys), _UNION):
-            some = keys[start : start + _UNION]
-            cursor.execute(
-                " UNION ALL ".join([one] * len(some)), [value for key in some for value in (key, free[key])]
-            )
-            blocked += cursor.fetchall()
-        return blocked
+        return _each(cursor, one, list(free.items()))
 
     # ---- the server ----
 
@@ -457,6 +451,16 @@ def _write(cursor: CursorWrapper, statement: str, row: str, values: Sequence[tup
 def _delete(cursor: CursorWrapper, table: str, ids: Iterable[int]) -> None:
     if ids:
         cursor.execute(sql.DELETE.format(table=table), [sql.dump(sorted(ids))])
+
+
+def _each(cursor: CursorWrapper, one: str, params: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """What a statement finds for each of these parameters, in their order: many to a round trip."""
+    rows: list[tuple[Any, ...]] = []
+    for start in range(0, len(params), _UNION):
+        some = params[start : start + _UNION]
+        cursor.execute(" UNION ALL ".join([one] * len(some)), [value for each in some for value in each])
+        rows += cursor.fetchall()
+    return rows
 
 
 def _lock(cursor: CursorWrapper, table: str) -> str:

@@ -33,9 +33,7 @@ ANY_DUE = "SELECT MIN(scheduled_at) <= {now} FROM dj_queue_scheduled_executions 
 
 ANY_PAUSED = "SELECT 1 FROM dj_queue_pauses FORCE INDEX (dj_queue_pauses_queue) WHERE backend_alias = %s LIMIT 1"
 
-PAUSED = """SELECT done.name FROM JSON_TABLE(%s, '$[*]' COLUMNS (name VARCHAR(64) PATH '$')) done
-STRAIGHT_JOIN dj_queue_pauses pause FORCE INDEX (dj_queue_pauses_queue)
-ON pause.backend_alias = %s AND pause.queue_name = done.name"""
+PAUSED = "(SELECT queue_name FROM dj_queue_pauses WHERE backend_alias = %s AND queue_name = %s)"
 
 # The next name after each of these: one look into the index, however many jobs a queue holds.
 NEXT_NAME = "(SELECT MIN(queue_name) FROM dj_queue_ready_executions WHERE backend_alias = %s AND queue_name > %s)"
@@ -81,7 +79,8 @@ FROM JSON_TABLE(%s, '$[*]' COLUMNS (claim_id BIGINT PATH '$[0]', exception_class
 message LONGTEXT PATH '$[2]', trace LONGTEXT PATH '$[3]')) done
 {_OF_CLAIM}"""
 
-FORGET_TICKS = f"""UPDATE {_IDS} STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+FORGET_TICKS = f"""UPDATE {_IDS}
+STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
 STRAIGHT_JOIN dj_queue_recurring_executions tick FORCE INDEX (job_id) ON tick.job_id = claim.job_id
 SET tick.job_id = NULL"""
 
@@ -112,9 +111,7 @@ JOBS = "SELECT id, {column} FROM dj_queue_jobs FORCE INDEX (PRIMARY) WHERE id IN
 
 # ---- unblock ----------------------------------------------------------------------------------------
 
-LOCK_SEMAPHORES = """SELECT semaphore.id, semaphore.`key`, semaphore.value, semaphore.`limit`
-FROM JSON_TABLE(%s, '$[*]' COLUMNS (name VARCHAR(255) PATH '$')) done
-STRAIGHT_JOIN dj_queue_semaphores semaphore FORCE INDEX (dj_queue_semaphores_key) ON semaphore.`key` = done.name {lock}"""
+LOCK_SEMAPHORE = "(SELECT id, `key`, value, `limit`, {now} FROM dj_queue_semaphores WHERE `key` = %s FOR UPDATE)"
 
 NEXT_BLOCKED = """(SELECT id, job_id, backend_alias, queue_name, priority, concurrency_key
 FROM dj_queue_blocked_executions FORCE INDEX (dj_queue_blocked_next)
@@ -167,8 +164,8 @@ def rows(count: int, row: str) -> str:
     return ", ".join([row] * count)
 
 
-def dump(table: Sequence[Sequence[Any]]) -> str:
-    """Rows as the JSON that JSON_TABLE takes apart."""
+def dump(table: Sequence[Any]) -> str:
+    """Rows, or ids, as the JSON that JSON_TABLE takes apart."""
     return json.dumps(table, ensure_ascii=False, separators=(",", ":"))
 
 

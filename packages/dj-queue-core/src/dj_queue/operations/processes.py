@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
-
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Now
 from dj_queue.models import Process
