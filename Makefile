@@ -2,7 +2,7 @@
 UV := bin/uv
 PYTEST := $(UV) run pytest -q -n 2 --dist loadfile
 
-.PHONY: help demo test gates format lock clean
+.PHONY: help bench demo test test-all gates format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -16,6 +16,22 @@ test: ## The whole suite on SQLite, then on a PostgreSQL of its own; both always
 		DJ_QUEUE_TEST_DB=$$database $(PYTEST) || failed="$$failed $$database"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
+
+test-all: ## The same on every database there is here: see CONTRIBUTING.md for MariaDB and MySQL
+	@failed=; for database in sqlite postgres mariadb mysql; do \
+		case $$database in \
+			mariadb) server=$$DJ_QUEUE_TEST_MARIADB variable=DJ_QUEUE_TEST_MARIADB group="--group mysql" ;; \
+			mysql) server=$$DJ_QUEUE_TEST_MYSQL variable=DJ_QUEUE_TEST_MYSQL group="--group mysql" ;; \
+			*) server=own group= ;; \
+		esac; \
+		if [ -z "$$server" ]; then echo "== skipped: $$database, because $$variable is not set"; continue; fi; \
+		echo "== $$database"; \
+		DJ_QUEUE_TEST_DB=$$database $(UV) run $$group pytest -q -n 2 --dist loadfile || failed="$$failed $$database"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "failed on:$$failed" >&2; exit 1; fi
+
+bench: ## Concurrency keys and many queues beside another queue; see bench/README.md
+	$(UV) run python -m bench.run
 
 gates: ## Format, lint, types, layers
 	$(UV) run ruff format --check

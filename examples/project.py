@@ -1,13 +1,15 @@
 """The project around every example: settings, a fresh database, a real runtime.
 
 The database is a SQLite file that is gone afterwards; `DJ_QUEUE_EXAMPLES_DATABASE` may hold an entry of
-`DATABASES` as JSON instead.
+`DATABASES` as JSON instead. An example that shows a queue database sets `DJ_QUEUE_EXAMPLES_QUEUE_DATABASE`: that is
+then a second SQLite file, or an entry as JSON.
 """
 
 import atexit
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import django
 from django.conf import settings
@@ -24,9 +27,21 @@ from django.core.management import call_command
 FOLDER = Path(__file__).parent
 
 
-def _database() -> dict[str, Any]:
-    given = os.environ.get("DJ_QUEUE_EXAMPLES_DATABASE")
-    if given:
+def _databases() -> dict[str, Any]:
+    databases = {"default": _database("DJ_QUEUE_EXAMPLES_DATABASE")}
+    if os.environ.get("DJ_QUEUE_EXAMPLES_QUEUE_DATABASE"):
+        databases["queue"] = _database("DJ_QUEUE_EXAMPLES_QUEUE_DATABASE")
+    return databases
+
+
+def _options(databases: dict[str, Any]) -> dict[str, Any]:
+    options = json.loads(os.environ.get("DJ_QUEUE_EXAMPLES_OPTIONS", "{}"))
+    return {"database_alias": "queue", **options} if "queue" in databases else dict(options)
+
+
+def _database(variable: str) -> dict[str, Any]:
+    given = os.environ.get(variable, "")
+    if given.startswith("{"):
         return dict(json.loads(given))
     folder = tempfile.mkdtemp(prefix="dj-queue-example-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -39,24 +54,26 @@ def _database() -> dict[str, Any]:
             "init_command": "PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;",
         },
     }
-    os.environ["DJ_QUEUE_EXAMPLES_DATABASE"] = json.dumps(database)  # for the runtime
+    os.environ[variable] = json.dumps(database)  # for the runtime
     return database
 
 
 def setup() -> None:
     """What manage.py does: configure Django. Both the example and its runtime call this."""
+    databases = _databases()
     settings.configure(
         SECRET_KEY="examples",
+        ALLOWED_HOSTS=["127.0.0.1"],
         USE_TZ=True,
         INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
-        DATABASES={"default": _database()},
+        DATABASES=databases,
         DATABASE_ROUTERS=["dj_queue.routers.DjQueueRouter"],
         TASKS={
             "default": {
                 "BACKEND": "dj_queue.backend.DjQueueBackend",
                 "QUEUES": [],
-                "OPTIONS": json.loads(os.environ.get("DJ_QUEUE_EXAMPLES_OPTIONS", "{}")),
+                "OPTIONS": _options(databases),
             }
         },
         # The examples print failures themselves.
@@ -79,6 +96,27 @@ def runtime(*arguments: str, **options: Any) -> Iterator[None]:
         process.wait(15)
 
 
+@contextmanager
+def serve(server: str, *arguments: str) -> Iterator[str]:
+    """Run a web server in a process of its own until the block ends; its arguments may name the `{port}`."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", server, *(argument.format(port=port) for argument in arguments)]
+    process = subprocess.Popen(command, cwd=FOLDER)
+    try:
+        wait_for(lambda: process.poll() is not None or _answers(port))
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        process.terminate()
+        process.wait(15)
+
+
+def get(url: str) -> str:
+    with urlopen(url, timeout=20) as response:
+        return str(response.read().decode())
+
+
 def wait_for(condition: Callable[[], Any], seconds: float = 20) -> Any:
     """Wait until the condition is true."""
     deadline = time.monotonic() + seconds
@@ -99,6 +137,11 @@ def wait_until_finished(*results: Any) -> None:
         return all(result.is_finished for result in results)
 
     wait_for(finished)
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 setup()

@@ -1,6 +1,7 @@
 """The tasks of the examples. A worker imports them by their module, so they live in one."""
 
 import asyncio
+import os
 import time
 
 from django.tasks import TaskContext, task
@@ -11,6 +12,11 @@ from dj_queue.api import concurrency
 @task
 def add(a, b):
     return a + b
+
+
+@task
+def pid():
+    return os.getpid()
 
 
 @task

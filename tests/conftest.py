@@ -16,15 +16,35 @@ import pytest
 
 from tests import databases
 
+# What is in there needs wheels alone: see tox.ini.
+collect_ignore = ["wheels"]
+
 
 def pytest_configure(config: pytest.Config) -> None:
+    import dj_queue
+
+    installed = os.environ.get("DJ_QUEUE_TEST_INSTALLED")
+    if installed and not Path(dj_queue.__file__).is_relative_to(installed):
+        raise pytest.UsageError(f"not the installed wheel is under test, but {dj_queue.__file__}")
     # A cancelled CI run sends SIGTERM: leave by the front door, so that the suite's own server ends too.
     if not hasattr(config, "workerinput"):
         signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=128 + signal.SIGTERM))
 
 
-def pytest_report_header() -> str:
-    return f"database under test: {databases.VENDOR}"
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()) or "embedding" in item.path.parts:
+            item.add_marker("once")
+
+
+def pytest_report_header() -> list[str]:
+    import django
+
+    import dj_queue
+
+    python = ".".join(map(str, sys.version_info[:3]))
+    package = Path(dj_queue.__file__).parent
+    return [f"database under test: {databases.VENDOR}", f"Python {python}, Django {django.__version__}, {package}"]
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

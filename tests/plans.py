@@ -17,6 +17,7 @@ class Plan(NamedTuple):
     sql: str
     sequential: list[str]  # the queue's tables that are read whole
     sorts: list[Any]  # what is sorted, if there is anything to sort
+    scans: int  # how many nodes read the queue's tables, and did
     rows_read: float  # how many rows of the queue's tables it looked at
     lines: list[str]
 
@@ -77,7 +78,7 @@ FROM generate_series(%(last)s + 1, %(last)s + %(scheduled)s) n"""
                 step()
             transaction.set_rollback(True)
         found = []
-        for sql, params in ran:
+        for sql, params in [(each, params) for text, params in ran for each in text.split(";\n")]:
             with transaction.atomic(), connection.cursor() as cursor:
                 # With ANALYZE, which runs it: a branch that the plan has and never takes costs nothing.
                 cursor.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params)
@@ -97,6 +98,7 @@ FROM generate_series(%(last)s + 1, %(last)s + %(scheduled)s) n"""
                 for each in nodes
                 if "Sort" in each["Node Type"] and each["Actual Loops"] * each["Actual Rows"] > 0
             ],
+            sum("Scan" in each["Node Type"] and "Relation Name" in each and each["Actual Loops"] > 0 for each in nodes),
             sum(
                 each["Actual Loops"]
                 * (
@@ -210,6 +212,7 @@ class MySQL:
             sql,
             [line["table"] for line in tables if line["type"] in ("ALL", "index")],
             [line["table"] for line in lines if "filesort" in (line["Extra"] or "")],
+            0,
             rows_read,
             [str(line) for line in lines],
         )

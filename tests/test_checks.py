@@ -6,13 +6,15 @@ from pathlib import PurePosixPath
 import pytest
 from django.conf import settings
 from django.core import checks as django_checks
-from django.db import router
+from django.core.management import call_command
+from django.db import OperationalError, connection, router
 from django.test import override_settings
 
 from dj_queue import checks, config
 from dj_queue.config import BACKEND_PATH
 from dj_queue.models import Job
 from dj_queue.routers import DjQueueRouter
+from dj_queue.runtime import budget
 
 FOREIGN = {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}
 
@@ -272,3 +274,163 @@ def test_other_engines_and_other_databases_are_quiet(database):
     database("unused", **SQLITE)
     with tasks(database_alias="elsewhere"):
         assert checks.check_sqlite() == []
+
+
+# Connections
+
+
+@pytest.fixture
+def only(monkeypatch, database):
+    """These databases and no others."""
+
+    def replace(**databases):
+        for name in list(settings.DATABASES):
+            monkeypatch.delitem(settings.DATABASES, name)
+        for name, parameters in databases.items():
+            database(name, **parameters)
+
+    return replace
+
+
+def pooled(**options):
+    return {"OPTIONS": {"pool": options or True}}
+
+
+@pytest.mark.parametrize(
+    ("pool", "options", "need", "holds"),
+    [
+        pytest.param(pooled(), {"workers": {"threads": 5}}, 5, 4, id="what psycopg's default holds"),
+        pytest.param(pooled(min_size=2, max_size=4), {"workers": {"threads": 5}}, 5, 4, id="a maximum"),
+        pytest.param(pooled(max_size=9), {"workers": {"threads": 10}}, 10, 9, id="one too few"),
+        pytest.param(
+            pooled(max_size=5), {"mode": "async", "workers": [{}, {}]}, 6, 5, id="async: one pool for all workers"
+        ),
+        pytest.param(pooled(max_size=5), {"workers": [{}, {"threads": 9}]}, 9, 5, id="the largest worker counts"),
+    ],
+)
+def test_a_pool_too_small_for_a_process_is_a_warning(pool, options, need, holds, only):
+    only(default=pool)
+    with tasks(**options):
+        (warning,) = checks.check_pools()
+    assert (warning.id, warning.level) == ("dj_queue.W004", django_checks.WARNING)
+    assert warning.msg == (
+        f"One process of 'default' may need {need} connections to the database 'default' at once, and its pool"
+        f" holds {holds}: the others wait, and fail after the pool's timeout."
+    )
+    assert f'DATABASES["default"]["OPTIONS"]["pool"] to {{"max_size": {need}, ...}}' in warning.hint
+
+
+@pytest.mark.parametrize(
+    ("pool", "options"),
+    [
+        pytest.param({}, {"workers": {"threads": 50}}, id="no pool"),
+        pytest.param({"OPTIONS": {"pool": False}}, {"workers": {"threads": 50}}, id="no pool either"),
+        pytest.param(pooled(min_size=1, max_size=3), {}, id="just enough: the runtime's own are beside it"),
+        pytest.param(pooled(max_size=5), {"workers": {"processes": 9}}, id="each process has its own"),
+        pytest.param(pooled(), {"mode": "x"}, id="a configuration that is wrong anyway"),
+    ],
+)
+def test_a_pool_that_is_large_enough_is_quiet(pool, options, only):
+    only(default=pool)
+    with tasks(**options):
+        assert checks.check_pools() == []
+
+
+def test_a_pool_of_the_applications_own_database_serves_the_threads(only):
+    only(default={}, app=pooled(min_size=1, max_size=3))
+    with tasks():
+        assert checks.check_pools() == []
+    with tasks(workers={"threads": 4}):
+        (warning,) = checks.check_pools()
+    assert "may need 4 connections to the database 'app'" in warning.msg
+
+
+@pytest.fixture
+def allowing(monkeypatch):
+    """The servers allow so many connections. Nobody asks them."""
+
+    def allow(count):
+        monkeypatch.setattr(budget, "_limit", lambda database: count)
+
+    return allow
+
+
+def test_more_connections_than_the_server_allows_is_a_warning(only, allowing):
+    only(default={"HOST": "db"}, replica={"HOST": "db"}, elsewhere={"HOST": "other"})
+    # A supervisor, dispatcher and scheduler, and five processes of a runner and its threads.
+    need = 1 + 2 + 2 + 5 * (2 + 2 * 10)
+    with tasks(workers={"threads": 10, "processes": 5}):
+        allowing(need)
+        assert checks.check_connections(databases=["default"]) == []
+        allowing(need - 1)
+        assert checks.check_connections(databases=None) == []
+        assert checks.check_connections(databases=["elsewhere"]) == []
+        (warning,) = checks.check_connections(databases=["default"])
+        allowing(None)
+        assert checks.check_connections(databases=["default"]) == []
+    assert (warning.id, warning.level) == ("dj_queue.W003", django_checks.WARNING)
+    assert warning.msg == (
+        "The processes of 'default' may open 115 connections to the server of the database 'default', which allows"
+        " 114: 1 for each of 1 supervisors, 2 for each of 7 runners, and 1 for each of 50 threads and each database"
+        " there ('default', 'replica')."
+    )
+    assert "`threads` or `processes`" in warning.hint
+
+
+def test_aliases_on_one_server_count_together(only, allowing):
+    only(default={"HOST": "db"})
+    allowing(19)
+    with tasks("default", "mail"):
+        (warning,) = checks.check_connections(databases=["default"])
+    assert "The processes of 'default' and 'mail' may open 20 connections" in warning.msg
+
+
+@pytest.mark.parametrize(
+    ("pool", "options", "need"),
+    [
+        # The runtime's own are not from the pool.
+        pytest.param(pooled(), {}, 1 + (2 + 4) + 2 + 2, id="never less than its least"),
+        pytest.param(
+            pooled(min_size=0, max_size=6), {"workers": {"threads": 50}}, 1 + (2 + 6) + 2 + 2, id="never more"
+        ),
+        pytest.param(pooled(min_size=0, max_size=9), {"mode": "async", "workers": {"threads": 50}}, 7 + 9, id="async"),
+    ],
+)
+def test_a_pool_bounds_what_a_process_opens(pool, options, need, only, allowing):
+    only(default=pool)
+    with tasks(**options):
+        allowing(need)
+        assert checks.check_connections(databases=["default"]) == []
+        allowing(need - 1)
+        (warning,) = checks.check_connections(databases=["default"])
+    assert f"may open {need} connections" in warning.msg
+
+
+def test_a_server_that_does_not_answer_is_not_this_checks_to_report(monkeypatch):
+    def refuse(database):
+        raise OperationalError("away")
+
+    monkeypatch.setattr(budget, "_limit", refuse)
+    with tasks():
+        assert checks.check_connections(databases=["default"]) == []
+
+
+@pytest.mark.django_db
+def test_the_command_asks_the_server_where_django_checks_databases(capsys):
+    if not budget._limit("default"):
+        pytest.skip("the database sets no limit")
+    with tasks(workers={"threads": 5000}):
+        call_command("check")
+        assert "W003" not in capsys.readouterr().err
+        call_command("check", "--database", "default")
+        assert "(dj_queue.W003) The processes of 'default' may open 5007 connections" in capsys.readouterr().err
+
+
+@pytest.mark.django_db
+def test_the_servers_limit_is_what_is_left_for_this_user():
+    limit = budget._limit("default")
+    if limit is None:
+        pytest.skip("the database sets no limit")
+    with connection.cursor() as cursor:
+        cursor.execute("SHOW max_connections")
+        assert 0 < limit < int(cursor.fetchone()[0])

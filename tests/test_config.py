@@ -117,6 +117,7 @@ def test_defaults_are_those_of_the_contract():
         default_concurrency_duration=180,
         use_skip_locked=True,
         listen_notify=True,
+        listen_database_alias=None,
         silence_polling=True,
         on_thread_error=None,
         skip_recurring=False,
@@ -223,6 +224,8 @@ def test_recurring_defaults():
         ("clear_recurring_executions_after", 60, 60),
         ("default_concurrency_duration", 1, 1),
         ("database_alias", "elsewhere", "elsewhere"),
+        ("listen_database_alias", "elsewhere", "elsewhere"),
+        ("listen_database_alias", None, None),
         ("use_skip_locked", False, False),
         ("listen_notify", False, False),
         ("silence_polling", False, False),
@@ -452,6 +455,11 @@ def test_the_database_has_to_exist():
     assert mistakes({"database_alias": "elsewher"}) == [
         f"{place}: expected one of {known}, got 'elsewher' (did you mean 'elsewhere'?)"
     ]
+    place = f'{HOME}["listen_database_alias"]'
+    assert mistakes({"listen_database_alias": "elsewher"}) == [
+        f"{place}: expected one of {known}, got 'elsewher' (did you mean 'elsewhere'?)"
+    ]
+    place = f'{HOME}["database_alias"]'
     assert mistakes({"database_alias": None}) == [f"{place}: expected one of {known}, got None"]
     assert mistakes({"database_alias": ["default"]}) == [f"{place}: expected one of {known}, got ['default']"]
 
@@ -601,6 +609,7 @@ OTHER_VALUES = {
     "database_alias": "elsewhere",
     "use_skip_locked": False,
     "listen_notify": False,
+    "listen_database_alias": "elsewhere",
     "silence_polling": False,
     "on_thread_error": "os.path.join",
 }

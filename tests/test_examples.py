@@ -57,6 +57,26 @@ PRINTS = {
         "queues: ['orders']",
         "cleared: 1, size: 0",
     ],
+    "ex24_advanced_multi_db": [
+        "on the queue's database, dj-queue's tables alone: True",
+        "after a rollback on the queue's database: 0 jobs",
+        "after a rollback on the application's database: 1 job",
+        "with enqueue_on_commit, after a rollback and a commit: 2 jobs",
+        "SUCCESSFUL: stored at once",
+    ],
+    "ex25_advanced_asgi": [
+        "a request enqueued a job: SUCCESSFUL",
+        "the server's own process ran it: True",
+        "its supervisor is async and standalone: False",
+        "after the server's end: 0 processes",
+        "and a job waits for the next one: READY",
+    ],
+    "ex26_advanced_gunicorn": [
+        "supervisors in two workers: 1",
+        "the host was killed, and another worker followed: True",
+        "what the host had registered is settled at once",
+        "after the server's end: 0 processes",
+    ],
 }
 
 

@@ -7,13 +7,15 @@ costs nothing.
 """
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
-from django.db import connection
+from django.db import connection, transaction
 
 from dj_queue.config import backend_config
-from dj_queue.dialects import Now, dialect_for
+from dj_queue.dialects import dialect_for
+from dj_queue.dialects.clock import Now
 from dj_queue.models import BlockedExecution, Job, Pause, Process, ScheduledExecution, Semaphore
 from dj_queue.operations import execution, jobs, processes
 from tests.plans import QUEUES, reader
@@ -61,10 +63,16 @@ def filled(request: Any, emptied: None, django_db_blocker: Any) -> None:
 
 
 def check(step: Callable[[], Any], *, rows: int, sorts: bool = False) -> None:
-    """No table is read whole, no more rows are looked at than these, and sorted only where allowed."""
+    """No table is read whole, no more rows are looked at than these, and sorted only where allowed.
+
+    While all jobs are on a page or two, walking their index costs as much as looking up ten of them, and
+    dead rows decide which it is. So there, each scan may walk them all once.
+    """
+    jobs = Job.objects.count()
+    tiny = jobs if jobs < 100 else 0
     for plan in reader().plans(step):
         assert plan.sequential == [], plan
-        assert plan.rows_read <= rows * reader().overhead, plan
+        assert plan.rows_read <= rows * reader().overhead + tiny * plan.scans, plan
         if not sorts:
             assert plan.sorts == [], plan
 
@@ -123,6 +131,20 @@ def test_finish(filled: None, settings: Any, preserve: bool, fails: bool) -> Non
         (failed,) = run(_claim_one_that_fails())
         done.append(failed)
     check(lambda: execution.finish(backend_config(), done, worker=WORKER), rows=3 * len(done))
+
+
+def test_finish_among_dead_rows(filled: None, settings: Any) -> None:
+    """They make a small table look larger or smaller than it is."""
+    settings.TASKS = {"default": {**settings.TASKS["default"], "OPTIONS": {"preserve_finished_jobs": False}}}
+    for _ in range(12):
+        with transaction.atomic():
+            for _ in range(3):
+                add.enqueue(1, 2)
+            transaction.set_rollback(True)
+        with transaction.atomic():
+            done = run([*claim(BATCH), *_claim_one_that_fails()])
+            check(partial(execution.finish, backend_config(), done, worker=WORKER), rows=3 * len(done))
+            transaction.set_rollback(True)
 
 
 def _claim_one_that_fails() -> list[execution.Job]:

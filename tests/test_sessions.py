@@ -16,7 +16,8 @@ from django.utils import timezone
 
 from dj_queue.api import QueueInfo
 from dj_queue.config import backend_config
-from dj_queue.dialects import Now, dialect_for
+from dj_queue.dialects import dialect_for
+from dj_queue.dialects.clock import Now
 from dj_queue.models import BlockedExecution, FailedExecution, Job, Pause, Process, ScheduledExecution, Semaphore
 from dj_queue.operations import jobs, processes, retention, transactions
 from tests.project import tasks

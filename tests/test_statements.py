@@ -10,6 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dj_queue.config import backend_config
+from dj_queue.dialects import dialect_for
 from dj_queue.models import Job, Pause, ScheduledExecution
 from dj_queue.operations import execution, jobs
 from tests.conftest import wait_until
@@ -178,18 +179,38 @@ def test_the_server_sees_no_more_statements(server_calls: Callable[..., int]) ->
 @one_statement
 @pytest.mark.parametrize("count", [1, 100])
 @pytest.mark.parametrize("keys", [1, 100])
-def test_jobs_with_a_concurrency_key_cost_a_bounded_number_of_statements(count: int, keys: int) -> None:
-    """Enqueue: 10 at most, however many jobs and keys: BEGIN, the clock, the jobs, the semaphores made,
-    locked and changed, the ready and the blocked rows, the notification, COMMIT.
-    Finish: 5: BEGIN, the outcomes, the semaphores' locks, the unblocking, COMMIT.
+def test_jobs_with_a_concurrency_key_cost_one_statement(count: int, keys: int) -> None:
+    """Enqueue: one, however many jobs and keys; three where a key is new: tried, its semaphore made, tried again.
+    Finish: one round trip, with the unblocking of the next.
     """
     calls = [(one_per_key, [str(i % keys), i], {}) for i in range(count)]
-    ran = statements(lambda: default_task_backend.enqueue_all(calls))
-    assert len(ran) == (10 if count > keys else 9), ran
+    assert len(statements(lambda: default_task_backend.enqueue_all(calls))) == 3
+    assert len(statements(lambda: default_task_backend.enqueue_all(calls))) == 1
+    held = min(keys, count)
+    assert states() == {"ready": held, "blocked": 2 * count - held}
     done = run(claim(count))
-    assert len(done) == min(keys, count)
+    assert len(done) == held
     ran = statements(lambda: finish(done))
-    assert len(ran) == 5, ran
+    assert len(ran) == 1, ran
+    assert states() == {"finished": held, "ready": held, **({"blocked": 2 * (count - held)} if count > held else {})}
+
+
+@one_statement
+def test_jobs_with_and_without_a_key_in_one_batch() -> None:
+    """BEGIN, the semaphores, the jobs with a key, the jobs without one, COMMIT."""
+    calls = [(one_per_key, ["k"], {}), (add, [1, 2], {})] * 2
+    assert len(statements(lambda: default_task_backend.enqueue_all(calls))) == 5
+    assert states() == {"ready": 3, "blocked": 1}
+
+
+@one_statement
+def test_a_driver_that_takes_one_statement_at_a_time(monkeypatch: Any) -> None:
+    """BEGIN, the outcomes, the unblocking, COMMIT."""
+    monkeypatch.setattr(type(dialect_for("default")), "finishes_at_once", lambda *_: False)
+    default_task_backend.enqueue_all([(one_per_key, ["k"], {})] * 3)
+    done = run(claim(3))
+    assert len(statements(lambda: finish(done))) == 4
+    assert states() == {"finished": 1, "ready": 1, "blocked": 1}
 
 
 @pytest.mark.needs("several statements")

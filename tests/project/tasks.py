@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from django.db import connections
 from django.tasks import TaskContext, task
 
 from dj_queue.api import concurrency
@@ -214,6 +215,15 @@ def wait_then_append(release: str, path: str, line: str) -> None:
 
 
 @task
+def stamp_until(release: str, path: str) -> None:
+    """Say again and again, until a test creates the file `release`, which process runs this, and when."""
+    Path(f"{release}.started").touch()
+    while not Path(release).exists():
+        append_line.func(path, f"{os.getpid()} {time.monotonic_ns()}")
+        time.sleep(0.001)
+
+
+@task
 def kill_own_process(path: str = "") -> None:
     """End the worker's process as the kernel does when memory is short, once `path` exists."""
     while path and not Path(path).exists():
@@ -322,3 +332,27 @@ def hot(path: str, line: str) -> None:
 @task
 def report_time() -> float:
     return time.time()
+
+
+# ---- for tests of the admin -------------------------------------------------------------------------
+
+
+@task
+def log_in(user: str, password: str) -> str:
+    return user
+
+
+@task
+def raise_with_arguments(message: str, password: str) -> None:
+    raise ValueError(f"could not log in with {password}: {message}")
+
+
+# ---- for tests of connections -----------------------------------------------------------------------
+
+
+@task
+def backend_pid(alias: str) -> list[Any]:
+    """Which session of the server the task's own connection has, and whether its plans are pinned."""
+    with connections[alias].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid(), current_setting('enable_seqscan')")
+        return list(cursor.fetchone())

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from django.tasks import default_task_backend
 from django.utils import timezone
 
 from dj_queue import __version__
+from dj_queue.dialects import dialect_for
 from dj_queue.models import FailedExecution, Job, Process, ReadyExecution
+from dj_queue.runtime import pidfile as pidfiles
 from dj_queue.runtime.pidfile import pidfile
 from tests.conftest import alive, lines, wait_settled, wait_until
 from tests.project import tasks
@@ -123,6 +126,75 @@ class TestStart:
             "  scheduler with 0 recurring tasks in the settings",
             "Quit with Ctrl-C.",
         ]
+        assert running.stop() == 0
+        assert "Traceback" not in running.output
+
+    def test_says_that_it_may_want_more_connections_than_there_are(self, runtime):
+        with connection.cursor() as cursor:
+            if not dialect_for("default").connection_limit(cursor):
+                pytest.skip("the database sets no limit")
+        running = runtime(options={"workers": {"threads": 5000}})
+        assert "The processes of 'default' may open 5007 connections to the server of the database" in running.output
+        assert "Lower `threads` or `processes`" in running.output
+        assert running.stop() == 0
+
+    def test_processes_are_named_for_ps(self, runtime, project, tmp_path):
+        """By the kernel, as far as it goes, and in full by setproctitle, where that is installed."""
+        running = runtime(rows=3)
+        if Path("/proc/self/comm").exists():
+            names = {row.name: Path(f"/proc/{row.pid}/comm").read_text().strip() for row in Process.objects.all()}
+            assert names == {name: name[:15] for name in names}
+        assert running.stop() == 0
+        environment = project()
+        titles = tmp_path / "titles"
+        (tmp_path / "project" / "setproctitle.py").write_text(
+            f"def setproctitle(text):\n    with open({str(titles)!r}, 'a') as file:\n        file.write(text + '\\n')\n"
+        )
+        running = runtime(environment=environment, rows=3)
+        names = [f"supervisor-{running.pid}", "worker-1", "dispatcher-1", "scheduler-1"]
+        wait_until(lambda: sorted(lines(titles)) == sorted(f"dj_queue {name}" for name in names))
+        assert running.stop() == 0
+
+    def test_children_inherit_no_open_connection(self, runtime, project, tmp_path):
+        told = tmp_path / "told"
+        code = f"""
+from django.db import connection
+from dj_queue import hooks
+
+opened = []
+
+@hooks.on_start
+def use_a_connection(supervisor):
+    connection.ensure_connection()
+    opened.append(connection.connection)
+
+def tell(runner):
+    try:
+        opened[0].cursor().execute("SELECT 1")
+        state = "open"
+    except Exception:
+        state = "closed"
+    if connection.connection is opened[0]:
+        state = "shared"
+    with open({str(told)!r}, "a") as file:
+        file.write(f"{{runner.name}} {{state}}\\n")
+
+hooks.on_worker_start(tell)
+hooks.on_dispatcher_start(tell)
+hooks.on_scheduler_start(tell)
+"""
+        running = runtime(environment=project(code), rows=3)
+        names = ("worker-1", "dispatcher-1", "scheduler-1")
+        wait_until(lambda: sorted(lines(told)) == sorted(f"{name} closed" for name in names))
+        assert running.stop() == 0
+
+    def test_under_somebody_who_ignores_its_children(self, runtime, project):
+        """As some supervisors of processes do; it is inherited."""
+        code = "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+        running = runtime(environment=project(code), rows=2)
+        old = Process.objects.get(name="worker-1").pid
+        os.kill(old, signal.SIGKILL)
+        wait_until(lambda: Process.objects.filter(name="worker-1").exclude(pid=old).exists())
         assert running.stop() == 0
         assert "Traceback" not in running.output
 
@@ -263,6 +335,11 @@ class TestRefusals:
     def test_an_environment_variable(self, refused):
         assert "DJ_QUEUE_SKIP_RECURRING" in refused(environment={"DJ_QUEUE_SKIP_RECURRING": "maybe"})
         assert "DJ_QUEUE_MODE" in refused(environment={"DJ_QUEUE_MODE": "threads"})
+
+    @pytest.mark.parametrize("seconds", ["soon", "-1", "nan", "inf", "1e9"])
+    def test_a_wait_that_is_no_number_of_seconds(self, refused, seconds):
+        output = refused(f"--wait={seconds}", code=2)
+        assert f"argument --wait: expected a number of seconds from 0 to 86400 (a day), got {seconds!r}" in output
 
     def test_a_database_that_does_not_answer(self, refused, tmp_path):
         settings = {key: value for key, value in connection.settings_dict.items() if key != "TEST"}
@@ -424,6 +501,27 @@ class TestPidfile:
             assert path.read_text().strip() == str(os.getpid())
         assert not path.exists()
 
+    def test_two_that_start_at_once_do_not_both_take_over_a_stale_file(self, path, monkeypatch):
+        """The second one comes when the first has seen that the file is stale, and has not written its own yet."""
+        path.write_text("99999999999\n")
+        second = []
+        living = pidfiles._living
+
+        def slow(file):
+            found = living(file)
+            code = "import sys\nfrom dj_queue.runtime.pidfile import pidfile\nwith pidfile(sys.argv[1]): pass"
+            second.append(subprocess.Popen([sys.executable, "-c", code, str(path)], stderr=subprocess.PIPE, text=True))
+            with suppress(subprocess.TimeoutExpired):
+                second[0].wait(3)
+            return found
+
+        monkeypatch.setattr(pidfiles, "_living", slow)
+        with pidfile(str(path)):
+            _, output = second[0].communicate(timeout=20)
+            assert f"a dj_queue supervisor is already running (pid={os.getpid()})" in output
+            assert path.read_text().strip() == str(os.getpid())
+        assert not path.exists()
+
     def test_a_folder_that_is_missing(self, refused, tmp_path):
         path = str(tmp_path / "missing" / "dj_queue.pid")
         assert refused(options={"supervisor_pidfile": path}) == (
@@ -495,6 +593,13 @@ class TestHealth:
         assert code == 1
         assert "within 50 seconds" in output
 
+    @pytest.mark.parametrize("age", ["soon", "", "0", "-5", "1.5", "99999999999"])
+    def test_an_age_that_is_none(self, health, age):
+        code, output = health(f"--max-age={age}")
+        assert code == 2
+        assert "argument --max-age: expected a whole number of seconds from 1 to 3153600000" in output
+        assert repr(age) in output
+
     def test_of_one_alias(self, health, project):
         self.beat(age=0, alias="critical")
         environment = project(settings=TWO_ALIASES)
@@ -532,10 +637,60 @@ class TestReload:
         assert not alive(first)
         assert lines(ran) == ["line"]
         second = self.supervisor()
-        os.killpg(running.pid, signal.SIGINT)  # Ctrl-C
+        running.signal(signal.SIGINT)
         assert running.wait() == 0
-        wait_until(lambda: not alive(second))
+        assert not alive(second)
         assert not Process.objects.exists()
+
+    @pytest.fixture
+    def busy(self, runtime, project, tmp_path):
+        """A runtime that reloads, in the middle of a job; its processes' pids, as long as they live."""
+        release = tmp_path / "release"
+        enqueue((tasks.wait_then_append, str(release), str(tmp_path / "ran"), "line"))
+        running = runtime("--reload", options={"shutdown_timeout": 60}, environment=project(), rows=None)
+        wait_until(Path(f"{release}.started").exists)
+        group = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()]
+        pids = [pid for pid in group if alive(pid) and pid != running.pid and _group(pid) == running.pid]
+        return running, lambda: [pid for pid in pids if alive(pid)]
+
+    @pytest.mark.parametrize(
+        ("number", "to"),
+        [(signal.SIGTERM, "the process"), (signal.SIGINT, "the process"), (signal.SIGINT, "its group")],
+        ids=["SIGTERM", "SIGINT", "Ctrl-C"],
+    )
+    def test_a_stop_drains_and_ends_every_process(self, busy, tmp_path, number, to):
+        running, others = busy
+        assert len(others()) >= 3  # the autoreloader, the supervisor, and its children
+        if to == "its group":  # as Ctrl-C in a terminal does
+            os.killpg(running.pid, number)
+        else:
+            running.signal(number)
+        # Idle ones have ended; what runs goes on.
+        wait_until(lambda: not Process.objects.filter(kind="Dispatcher").exists())
+        assert running.process.poll() is None
+        (tmp_path / "release").touch()
+        assert running.wait() == 0
+        assert others() == []
+        assert lines(tmp_path / "ran") == ["line"]
+        assert Job.objects.get().status == "finished"
+        assert not Process.objects.exists()
+
+    def test_a_second_ctrl_c_hurries(self, busy, tmp_path):
+        running, others = busy
+        os.killpg(running.pid, signal.SIGINT)
+        wait_until(lambda: not Process.objects.filter(kind="Dispatcher").exists())
+        os.killpg(running.pid, signal.SIGINT)
+        assert running.wait() == 0
+        assert others() == []
+        assert Job.objects.get().status == "failed"
+        assert not Process.objects.exists()
+
+
+def _group(pid):
+    try:
+        return os.getpgid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def alive_rows(pid):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -23,7 +24,9 @@ from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process
 from dj_queue.operations import execution
+from dj_queue.runtime.pool import Pool
 from dj_queue.runtime.wakeup import Wakeup
+from dj_queue.thread_errors import report
 from tests import databases
 from tests.conftest import Counts, lines, pid_of, wait_settled, wait_until
 from tests.project import tasks
@@ -384,6 +387,19 @@ def second(process):
     raise ValueError("second")
 """
 
+    @pytest.mark.parametrize("failure", [RuntimeError, SystemExit])
+    def test_a_callback_that_fails_ends_nobody(self, caplog, monkeypatch, failure):
+        def fail(error):
+            raise failure("the callback")
+
+        monkeypatch.setattr("tests.working.name_case", fail)
+        config = replace(backend_config(), on_thread_error="tests.working.name_case")
+        report(config, ValueError("the error"), "worker.heartbeat")
+        assert [(record.event, record.thread_error_type) for record in caplog.records] == [
+            ("dj_queue.thread_error", "ValueError"),
+            ("dj_queue.thread_error_callback_failed", failure.__name__),
+        ]
+
     def test_their_failures_go_to_on_thread_error(self, runtime, project, tmp_path):
         path = tmp_path / "errors"
         running = runtime(
@@ -427,10 +443,24 @@ class TestEvents:
 
         place = {"queue_name": "default", "priority": 0}
         assert fields("job.claimed") == [{"job_id": job_id, **place} for job_id in (ok, bad, first, second)]
-        assert fields("job.executed") == [{"job_id": job_id, "status": "success"} for job_id in (ok, first, second)]
-        assert fields("job.failed") == [
-            {"job_id": bad, "exception_class": "builtins.ValueError", "message": "it failed"}
+
+        def outcome(fields, task_path):
+            assert fields.pop("seconds") >= 0
+            assert fields.pop("waited_seconds") >= 0
+            assert fields.pop("backend_alias") == fields.pop("queue_name") == "default"
+            assert fields.pop("task_path") == f"tests.project.tasks.{task_path}"
+            return fields
+
+        executed = zip(fields("job.executed"), ("append_line", "line_in_slot", "line_in_slot"), strict=True)
+        assert [outcome(*each) for each in executed] == [
+            {"job_id": job_id, "status": "success"} for job_id in (ok, first, second)
         ]
+        (failed,) = fields("job.failed")
+        assert outcome(failed, "fail") == {
+            "job_id": bad,
+            "exception_class": "builtins.ValueError",
+            "message": "it failed",
+        }
         assert fields("job.unblocked") == [{"job_id": second, "concurrency_key": "slot:k"}]
         (replaced,) = fields("process.replaced")
         assert replaced == {"kind": "worker", "old_pid": worker, "new_pid": replaced["new_pid"]}
@@ -498,3 +528,23 @@ LOGGING["loggers"]["django.db.backends"] = {{"handlers": ["sql"], "level": "DEBU
         with override_settings(DEBUG=True):
             tasks.add.enqueue(1, 2)
         assert any("dj_queue_jobs" in record.getMessage() for record in caplog.records)
+
+
+class TestPool:
+    def test_a_driver_that_fails_between_two_jobs_costs_neither_the_thread_nor_the_job(self, monkeypatch):
+        def fail():
+            raise RuntimeError("the pool of the driver is closed")
+
+        monkeypatch.setattr("dj_queue.runtime.pool.close_old_connections", fail)
+        errors, ran = [], []
+        pool = Pool(
+            1, run=ran.append, may_start=lambda job: True, on_done=lambda: None, on_error=errors.append, name="worker"
+        )
+        jobs = [execution.Job(mock.sentinel.claim, 0.0) for _ in range(3)]
+        for job in jobs:
+            pool.submit(job)
+        done = []
+        wait_until(lambda: done.extend(pool.collect()) or len(done) == 3)
+        pool.close()
+        assert ran == done == jobs
+        assert [str(error) for error in errors] == ["the pool of the driver is closed"] * 6

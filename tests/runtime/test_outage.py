@@ -165,9 +165,11 @@ class TestServerStopped:
         assert running.stop() == 0
         assert list(Process.objects.values()) == []
 
-    def test_a_stop_does_not_wait_for_it(self, server, runtime, ran):
+    @pytest.mark.parametrize("mode", ["fork", "async"])
+    def test_a_stop_does_not_wait_for_it(self, server, runtime, ran, mode):
         enqueue(*((tasks.append_line_slowly, str(ran), f"{n}", 0.01) for n in range(300)))
-        first = runtime(options=BUSY | WATCHFUL | {"shutdown_timeout": 1, "process_alive_threshold": 4}, rows=4)
+        options = BUSY | WATCHFUL | {"mode": mode, "shutdown_timeout": 1, "process_alive_threshold": 4}
+        first = runtime(options=options, rows=3)
         wait_until(lambda: len(lines(ran)) > 50)
         connection.close()
         server.halt()
@@ -178,7 +180,7 @@ class TestServerStopped:
         server.start()
         second = runtime(options=BUSY | WATCHFUL)
         wait_settled(seconds=60)
-        counts = Counts("stopped while the server was gone", ran, first, second)
+        counts = Counts(f"stopped while the server was gone ({mode})", ran, first, second)
         # What the first had done and could not record is settled by recovery, and looked at by somebody.
         assert {error for _, error, _ in failures()} <= {PRUNED}
         assert (counts["finished"] + counts["failed"], counts["doubled"]) == (300, 0)

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import time
 from collections import Counter
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from unittest import mock
 
 import pytest
+from django.db import OperationalError
 from django.db.models.functions import Now
 from django.tasks import TaskResultStatus, default_task_backend
 from django.utils import timezone
@@ -18,6 +21,8 @@ from dj_queue.models import BlockedExecution, ClaimedExecution, FailedExecution,
 from dj_queue.operations import execution, processes, recovery
 from dj_queue.runtime import plan as plans
 from dj_queue.runtime.board import Board
+from dj_queue.runtime.heartbeat import Heartbeat
+from dj_queue.runtime.lease import Lease
 from tests.conftest import Counts, alive, lines, pid_of, wait_settled, wait_until
 from tests.project import tasks
 from tests.working import WORKER, claim, run, states
@@ -575,6 +580,57 @@ class TestEndedProcess:
         finally:
             task_finished.disconnect(receive)
         assert heard == [(TaskResultStatus.FAILED, EXIT)]
+
+
+class TestHeartbeat:
+    """One heart, in this process."""
+
+    @pytest.fixture
+    def beating(self, monkeypatch):
+        """Start a heart whose beats are what `answers` yields; it says in a list when it has lapsed."""
+        hearts = []
+
+        def start(*answers, threshold=60.0):
+            left = iter(answers)
+
+            def beat(config, process_id):
+                answer = next(left)
+                if isinstance(answer, Exception):
+                    raise answer
+                return answer
+
+            monkeypatch.setattr(processes, "heartbeat", beat)
+            monkeypatch.setattr("dj_queue.runtime.session.connect", lambda config: None)
+            config = replace(backend_config(), process_heartbeat_interval=0.05, process_alive_threshold=threshold)
+            lapses = []
+            heart = Heartbeat(config, "worker", 1, Lease(threshold), lambda: lapses.append(True))
+            hearts.append(heart)
+            heart.__enter__()
+            return left, lapses
+
+        yield start
+        for heart in hearts:
+            heart.__exit__()
+
+    def test_outlives_whatever_goes_wrong_with_a_beat(self, beating, caplog):
+        left, lapses = beating(RuntimeError("the driver's own"), OSError("no more files"), *[True] * 100_000)
+        wait_until(lambda: left.__length_hint__() < 99_990, what="it beats on")
+        assert lapses == []
+        assert caplog.text.count("dj_queue.thread_error in worker.heartbeat: RuntimeError: the driver's own") == 1
+        assert "no more files" not in caplog.text  # said once, until a beat gets through
+
+    def test_lapses_once_when_its_row_is_gone(self, beating):
+        left, lapses = beating(True, True, False, *[True] * 100)
+        wait_until(lambda: lapses)
+        assert lapses == [True]
+        assert left.__length_hint__() == 100
+
+    def test_lapses_when_nothing_gets_through(self, beating):
+        began = time.monotonic()
+        _, lapses = beating(*[OperationalError("away")] * 100_000, threshold=1.0)
+        wait_until(lambda: lapses)
+        assert 0.9 <= time.monotonic() - began < 1.5
+        assert lapses == [True]
 
 
 class TestBackoff:

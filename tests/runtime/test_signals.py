@@ -66,7 +66,9 @@ class TestDrain:
         (job_id,) = enqueue((task, int(number), str(release), str(ran), "running"))
         after = enqueue(*shorts(ran, "after", 150))
         options = ONE_THREAD | PATIENT | {"mode": mode}
-        running = runtime(options=options, environment=project(EAGER), rows=None)
+        # However long the supervisor takes to pass it on: nothing is given back, and claimed again, for its age.
+        code = EAGER + "from dj_queue.runtime import worker\nworker._LONGEST_WAIT = 60\n"
+        running = runtime(options=options, environment=project(code), rows=None)
         wait_until(lambda: ClaimedExecution.objects.count() == 1 and ReadyExecution.objects.count() == 150)
         assert str(ClaimedExecution.objects.get().job_id) == job_id
         assert running.process.poll() is None
@@ -163,6 +165,56 @@ class TestTimeUp:
     def test_a_timeout_of_zero_waits_for_nothing(self, busy, mode):
         running, _ = busy(mode, shutdown_timeout=0)
         running.signal(signal.SIGTERM)
+        assert running.wait() == 3
+        assert states() == {"ready": 1}
+        assert_nothing_left()
+
+    @MODES
+    def test_nobody_runs_it_before_it_has_ended_here(self, runtime, ran, release, mode):
+        (job_id,) = enqueue((tasks.stamp_until, str(release), str(ran)))
+        first = runtime(options=ONE_THREAD | {"mode": mode, "shutdown_timeout": 0.2})
+        wait_until(lambda: lines(ran))
+        # Nothing else to do: it claims the job within milliseconds.
+        second = runtime(options={"workers": {"polling_interval": 0.01}}, rows=2)
+        first.signal(signal.SIGTERM)
+        assert first.wait() == 3
+        wait_until(lambda: len({line.split()[0] for line in lines(ran)}) == 2)
+        release.touch()
+        wait_settled()
+        stamps: dict[str, list[int]] = {}
+        for line in lines(ran):
+            pid, at = line.split()
+            stamps.setdefault(pid, []).append(int(at))
+        before, after = stamps.values()
+        assert max(before) < min(after)
+        assert Job.objects.get(pk=job_id).status == "finished"
+        assert second.stop() == 0
+
+    def test_a_thread_keeps_its_job_until_the_process_ends_at_once(self, runtime, project, tmp_path, ran, release):
+        """Hooks come before it is given back, and nothing of the interpreter's own end after it."""
+        exiting, go = tmp_path / "exiting", tmp_path / "go"
+        code = f"""
+import atexit
+import time
+from pathlib import Path
+from dj_queue.hooks import on_exit
+
+@on_exit
+def exiting(supervisor):
+    Path({str(exiting)!r}).touch()
+    while not Path({str(go)!r}).exists():
+        time.sleep(0.01)
+
+atexit.register(time.sleep, 60)
+"""
+        enqueue((tasks.wait_then_append, str(release), str(ran), "running"))
+        options = ONE_THREAD | {"mode": "async", "shutdown_timeout": 0.2}
+        running = runtime(options=options, environment=project(code))
+        wait_until(Path(f"{release}.started").exists)
+        running.signal(signal.SIGTERM)
+        wait_until(exiting.exists)
+        assert states() == {"claimed": 1}
+        go.touch()
         assert running.wait() == 3
         assert states() == {"ready": 1}
         assert_nothing_left()

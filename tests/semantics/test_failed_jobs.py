@@ -5,15 +5,17 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from asgiref.sync import async_to_sync
-from django.db import connections
+from django.db import OperationalError, connections
 from django.tasks import TaskResultStatus, default_task_backend, task_backends
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils import timezone
 
 from dj_queue import api
+from dj_queue.dialects import dialect_for
 from dj_queue.exceptions import DjQueueError, UndiscardableError
 from dj_queue.models import (
     BlockedExecution,
@@ -434,3 +436,41 @@ def test_dispatchers_that_promote_at_once() -> None:
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(promote, range(4))) == 300
     assert states() == {"ready": 300}
+
+
+# ---- batches ----------------------------------------------------------------------------------------
+
+
+def test_more_ids_than_a_statement_takes_parameters() -> None:
+    jobs_ = [tasks.fail.enqueue().id for _ in range(3)]
+    work()
+    many = [*(str(uuid4()) for _ in range(40_000)), *jobs_]
+    assert jobs.retry_failed_jobs(job_ids=many[1:]) == 3
+    work()
+    assert jobs.discard_failed_jobs(job_ids=(each for each in many)) == 3
+    assert states() == {}
+
+
+def test_a_batch_that_collides_is_told_of_once(monkeypatch: Any, caplog: Any) -> None:
+    """The transaction runs again; what it had said before it was rolled back must not count."""
+    first, _, third = [tasks.one_per_key.enqueue("k").id for _ in range(3)]
+    dialect = type(dialect_for("default"))
+    unblock, is_transient = dialect.unblock, dialect.is_transient
+    collided: list[OperationalError] = []
+
+    def unblock_and_collide(*args: Any, **kwargs: Any) -> Any:
+        unblocked = unblock(*args, **kwargs)
+        if not collided:
+            collided.append(OperationalError("collided"))
+            raise collided[0]
+        return unblocked
+
+    monkeypatch.setattr(dialect, "unblock", unblock_and_collide)
+    monkeypatch.setattr(dialect, "is_transient", lambda self, error: error in collided or is_transient(self, error))
+    caplog.clear()
+    with caplog.at_level("INFO", "dj_queue"):
+        assert jobs.discard_ready_jobs() == 1
+    told = [(record.msg, record.dj_queue["job_id"]) for record in caplog.records]
+    assert [each for each, _ in told] == ["job.discarded", "job.unblocked"]
+    assert told[0][1] == first
+    assert third not in dict(told).values()

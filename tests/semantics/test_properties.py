@@ -148,6 +148,7 @@ class Queue(RuleBasedStateMachine):
                 Pause, Process, Semaphore,
             ):  # fmt: skip
                 cursor.execute(f"DELETE FROM {model._meta.db_table}")
+        self.began = timezone.now()  # one for all that is due: as many days ago is the same time
         self.known: dict[UUID, Known] = {}
         self.paused: set[tuple[str, str]] = set()
         self.processes: dict[int, str] = {}
@@ -418,10 +419,9 @@ class Queue(RuleBasedStateMachine):
     )
     def promote(self, alias: str, limit: int, ages: list[int], data: st.DataObject) -> None:
         """The clock jumps past the due times of some scheduled jobs."""
-        now = timezone.now().replace(microsecond=0)
         for job, age in zip(self.some(data, "scheduled", alias), ages, strict=False):
             job.due = age
-            ScheduledExecution.objects.filter(job_id=job.id).update(scheduled_at=now - timedelta(days=age))
+            ScheduledExecution.objects.filter(job_id=job.id).update(scheduled_at=self.began - timedelta(days=age))
         due = [job for job in self.where("scheduled", alias) if job.due is not None]
         due.sort(key=lambda job: (-(job.due or 0), -job.priority, job.number))
         assert jobs.promote(backend_config(alias), limit=limit) == len(due[:limit])

@@ -21,15 +21,24 @@ from dj_queue.config import BackendConfig, backend_config
 if TYPE_CHECKING:
     from dj_queue.models import Job, RecurringTask
 
+type Call = tuple[AnyTask, Sequence[Any], Mapping[str, Any]]
+
 __all__ = [
     "QueueInfo",
+    "adiscard_failed_job",
+    "adiscard_failed_jobs",
+    "aenqueue_all_on_commit",
+    "aenqueue_job_again",
     "aenqueue_on_commit",
     "aretry_failed_job",
+    "aretry_failed_jobs",
     "aschedule_recurring_task",
     "aunschedule_recurring_task",
     "concurrency",
     "discard_failed_job",
     "discard_failed_jobs",
+    "enqueue_all_on_commit",
+    "enqueue_job_again",
     "enqueue_on_commit",
     "retry_failed_job",
     "retry_failed_jobs",
@@ -44,21 +53,34 @@ def enqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwa
     `using` is the database alias whose commit is awaited, `default` if not given. The arguments are
     checked and copied now: `EnqueueError` is raised here, and not after the commit.
     """
+    enqueue_all_on_commit([(task, args, kwargs)], using=using)
+
+
+def enqueue_all_on_commit(task_calls: Iterable[Call], *, using: str | None = None) -> None:
+    """`enqueue_on_commit` for many calls, each `(task, args, kwargs)`: one round trip an alias, after the commit."""
     from dj_queue.operations import jobs
 
-    backend = task.get_backend()
-    backend.validate_task(task)
-    if isinstance(backend, DjQueueBackend):
-        config = backend_config(backend.alias)
-        prepared = jobs.prepare(config, task, args, kwargs)
-        transaction.on_commit(partial(jobs.store, config, [prepared]), using=using)
-    else:
-        transaction.on_commit(partial(task.enqueue, *args, **kwargs), using=using)
+    prepared: dict[str, list[Any]] = {}
+    for task, args, kwargs in task_calls:
+        backend = task.get_backend()
+        backend.validate_task(task)
+        if isinstance(backend, DjQueueBackend):
+            mine = jobs.prepare(backend_config(backend.alias), task, args, kwargs)
+            prepared.setdefault(backend.alias, []).append(mine)
+        else:
+            transaction.on_commit(partial(task.enqueue, *args, **kwargs), using=using)
+    for alias, some in prepared.items():
+        transaction.on_commit(partial(jobs.store, backend_config(alias), some), using=using)
 
 
 async def aenqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwargs: Any) -> None:
     """`enqueue_on_commit` for asynchronous code."""
     await sync_to_async(enqueue_on_commit, thread_sensitive=True)(task, *args, using=using, **kwargs)
+
+
+async def aenqueue_all_on_commit(task_calls: Iterable[Call], *, using: str | None = None) -> None:
+    """`enqueue_all_on_commit` for asynchronous code."""
+    await sync_to_async(enqueue_all_on_commit, thread_sensitive=True)(task_calls, using=using)
 
 
 def concurrency[T](
@@ -159,9 +181,20 @@ def discard_failed_jobs(
     return stored.discard_failed_jobs(job_ids=job_ids, batch_size=batch_size, backend_alias=backend_alias)
 
 
+def enqueue_job_again(job_id: UUID | str, *, backend_alias: str = "default") -> Job:
+    """Enqueue a fresh copy of a stored job, whatever its state; return the copy. Raises `Job.DoesNotExist`."""
+    from dj_queue.operations import stored
+
+    return stored.enqueue_job_again(job_id, backend_alias=backend_alias)
+
+
 aschedule_recurring_task = sync_to_async(schedule_recurring_task, thread_sensitive=True)
 aunschedule_recurring_task = sync_to_async(unschedule_recurring_task, thread_sensitive=True)
 aretry_failed_job = sync_to_async(retry_failed_job, thread_sensitive=True)
+aretry_failed_jobs = sync_to_async(retry_failed_jobs, thread_sensitive=True)
+adiscard_failed_job = sync_to_async(discard_failed_job, thread_sensitive=True)
+adiscard_failed_jobs = sync_to_async(discard_failed_jobs, thread_sensitive=True)
+aenqueue_job_again = sync_to_async(enqueue_job_again, thread_sensitive=True)
 
 
 class QueueInfo:
@@ -216,6 +249,30 @@ class QueueInfo:
         from dj_queue.operations.stored import clear_queue
 
         return clear_queue(self._config, self.queue_name, batch_size=batch_size)
+
+    # ---- for asynchronous code: the properties are methods here ----
+
+    @classmethod
+    async def aall(cls, *, backend_alias: str = "default") -> list[QueueInfo]:
+        return await sync_to_async(cls.all, thread_sensitive=True)(backend_alias=backend_alias)
+
+    async def asize(self) -> int:
+        return await sync_to_async(lambda: self.size, thread_sensitive=True)()
+
+    async def alatency(self) -> float:
+        return await sync_to_async(lambda: self.latency, thread_sensitive=True)()
+
+    async def apaused(self) -> bool:
+        return await sync_to_async(lambda: self.paused, thread_sensitive=True)()
+
+    async def apause(self) -> None:
+        await sync_to_async(self.pause, thread_sensitive=True)()
+
+    async def aresume(self) -> None:
+        await sync_to_async(self.resume, thread_sensitive=True)()
+
+    async def aclear(self, *, batch_size: int = 500) -> int:
+        return await sync_to_async(self.clear, thread_sensitive=True)(batch_size=batch_size)
 
     def __repr__(self) -> str:
         return f"QueueInfo({self.queue_name!r}, backend_alias={self.backend_alias!r})"

@@ -1,17 +1,22 @@
-"""What `manage.py check` says about dj-queue. Nothing here opens a database connection.
+"""What `manage.py check` says about dj-queue.
 
     dj_queue.E001  The configuration of an alias has mistakes.
     dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
-    dj_queue.E004  A queue lives on a database that dj-queue does not run on, or whose driver is missing.
+    dj_queue.E004  A queue's database is none that dj-queue can use, or lacks its driver.
+    dj_queue.E010  The token that protects `dj_queue.urls` is not a text.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
+    dj_queue.W003  The configured processes may open more connections than the server allows.
+    dj_queue.W004  A process may need more connections than Django's pool holds.
 
-`manage.py check --tag dj_queue` runs these alone.
+`manage.py check --tag dj_queue` runs these alone. W003 opens a connection, so a plain `manage.py check` leaves
+it out: it comes with `--database default`, and before `migrate`.
 """
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from importlib import metadata
 from typing import Any
 
@@ -19,10 +24,10 @@ from django.conf import settings
 from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
-from django.db import DEFAULT_DB_ALIAS, router
+from django.db import DEFAULT_DB_ALIAS, Error, router
 
-from dj_queue.config import database_aliases, load_config, managed_aliases
-from dj_queue.dialects import dialect_for
+from dj_queue.config import BackendConfig, database_aliases, load_config, managed_aliases, observability_token
+from dj_queue.runtime import budget
 
 TAG = "dj_queue"
 
@@ -37,8 +42,17 @@ _WAL = re.compile(r"\bjournal_mode\s*[=(]\s*['\"]?wal\b", re.IGNORECASE)
 
 def register() -> None:
     """Add all checks to Django's. `AppConfig.ready()` calls this."""
-    for check in (check_configuration, check_router, check_distributions, check_databases, check_sqlite):
+    for check in (
+        check_configuration,
+        check_router,
+        check_databases,
+        check_distributions,
+        check_sqlite,
+        check_pools,
+        check_observability_token,
+    ):
         checks.register(check, TAG)
+    checks.register(check_connections, TAG, checks.Tags.database)
 
 
 def check_configuration(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -82,6 +96,19 @@ def check_router(app_configs: object = None, **kwargs: Any) -> list[CheckMessage
     ]
 
 
+def check_databases(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    from dj_queue.operations import schema
+
+    found: list[CheckMessage] = []
+    for alias in sorted(database_aliases()):
+        try:
+            schema.require_usable(alias)
+        except ImproperlyConfigured as error:
+            hint = "Until then, `manage.py dj_queue` raises this error."
+            found.append(checks.Error(str(error), hint=hint, id="dj_queue.E004"))
+    return found
+
+
 def check_distributions(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
     # One lookup by name. Asking which distributions own a package would read them all.
     try:
@@ -102,17 +129,6 @@ def check_distributions(app_configs: object = None, **kwargs: Any) -> list[Check
     ]
 
 
-def check_databases(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
-    found: list[CheckMessage] = []
-    for alias in sorted(database_aliases() & set(settings.DATABASES)):
-        try:
-            dialect_for(alias)
-        except ImproperlyConfigured as error:
-            hint = "Its driver is psycopg for PostgreSQL, and mysqlclient for MariaDB and MySQL."
-            found.append(checks.Error(f"No queue can live on {alias!r}: {error}", hint=hint, id="dj_queue.E004"))
-    return found
-
-
 def check_sqlite(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
     return [
         checks.Warning(
@@ -127,6 +143,48 @@ def check_sqlite(app_configs: object = None, **kwargs: Any) -> list[CheckMessage
         for alias in sorted(database_aliases())
         if (missing := _missing_on_sqlite(settings.DATABASES.get(alias, {})))
     ]
+
+
+def check_pools(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    return [
+        checks.Warning(shortage.message, hint=shortage.hint, id="dj_queue.W004")
+        for config in _readable()
+        for shortage in budget.pool_shortages(config)
+    ]
+
+
+def check_connections(
+    app_configs: object = None, *, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    left = [config for config in _readable() if config.database_alias in (databases or ())]
+    while left:
+        together = [config for config in left if budget.same_server(left[0], config)]
+        left = [config for config in left if config not in together]
+        # A server that does not answer, or cannot be asked at all, is somebody else's to report.
+        with suppress(Error, ImproperlyConfigured):
+            shortage = budget.server_shortage(together)
+            if shortage:
+                found.append(checks.Warning(shortage.message, hint=shortage.hint, id="dj_queue.W003"))
+    return found
+
+
+def _readable() -> list[BackendConfig]:
+    """The configurations without mistakes: the others are `check_configuration`'s to judge."""
+    found = []
+    for alias in managed_aliases():
+        with suppress(ImproperlyConfigured):
+            found.append(load_config(alias))
+    return found
+
+
+def check_observability_token(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    try:
+        observability_token()
+    except ImproperlyConfigured as error:
+        hint = "Until then, stats.json, metrics and health/ready raise this error."
+        return [checks.Error(str(error), hint=hint, id="dj_queue.E010")]
+    return []
 
 
 def _missing_on_sqlite(database: Mapping[str, Any]) -> list[str]:

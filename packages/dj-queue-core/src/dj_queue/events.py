@@ -11,22 +11,34 @@ logger = logging.getLogger("dj_queue")
 
 type Subscriber = Callable[[str, dict[str, object]], None]
 
-_subscribers: list[Subscriber] = []
+# Replaced, never changed: whoever is just emitting goes on with the old one.
+_subscribers: dict[str, tuple[Subscriber, ...]] = {}
 
 
 def emit(event: str, **fields: object) -> None:
     """Tell the log and every subscriber that `event` happened."""
     if logger.isEnabledFor(logging.INFO):
         logger.info(event, extra={"event": event, "dj_queue": fields})
-    for subscriber in _subscribers:
-        subscriber(event, fields)
+    for subscriber in _subscribers.get(event, ()):
+        try:
+            subscriber(event, fields)
+        except Exception:  # what is told has happened: nobody who hears of it may undo that
+            logger.exception("dj_queue: a subscriber of %s failed", event)
 
 
-def heard() -> bool:
-    """Whether anybody listens. The hot path asks once a batch before it builds fields."""
-    return bool(_subscribers) or logger.isEnabledFor(logging.INFO)
+def heard(*names: str) -> bool:
+    """Whether anybody listens to one of these events. The hot path asks once a batch before it builds fields."""
+    return logger.isEnabledFor(logging.INFO) or any(name in _subscribers for name in names)
 
 
-def subscribe(subscriber: Subscriber) -> None:
-    """Call `subscriber(event, fields)` on every later event, in the emitting thread."""
-    _subscribers.append(subscriber)
+def subscribe(subscriber: Subscriber, *names: str) -> None:
+    """Call `subscriber(event, fields)` on every later event of these names, in the emitting thread."""
+    global _subscribers
+    _subscribers = {**_subscribers, **{name: (*_subscribers.get(name, ()), subscriber) for name in names}}
+
+
+def unsubscribe(subscriber: Subscriber) -> None:
+    """Call it no more."""
+    global _subscribers
+    left = {name: tuple(each for each in found if each != subscriber) for name, found in _subscribers.items()}
+    _subscribers = {name: found for name, found in left.items() if found}

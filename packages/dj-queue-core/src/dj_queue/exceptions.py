@@ -24,6 +24,16 @@ class TaskPathError(DjQueueError, ImportError):
     """A stored task path no longer leads to a task."""
 
 
+class MissingAddonError(DjQueueError, ImportError):
+    """A door of dj-queue leads to a distribution that is not installed."""
+
+    @classmethod
+    def of(cls, distribution: str) -> "MissingAddonError":
+        return cls(
+            f"{distribution} is not installed. Run: pip install {distribution}", name=distribution.replace("-", "_")
+        )
+
+
 class UndiscardableError(DjQueueError):
     """Claimed jobs are running: they cannot be discarded."""
 

@@ -80,6 +80,8 @@ class Job(models.Model):
 
     class Meta:
         db_table = "dj_queue_jobs"
+        # Of dj-queue-admin: all of an operator's verbs that delete nothing, without a right to any model.
+        permissions: ClassVar = [("operate_queue", "Can pause and resume queues, retry jobs and enqueue them again")]
         constraints: ClassVar = [
             models.CheckConstraint(
                 condition=Q(priority__gte=-100, priority__lte=100), name="dj_queue_jobs_priority_range"
@@ -242,8 +244,6 @@ class BlockedExecution(models.Model):
         indexes: ClassVar = [
             # unblock the next of a key
             models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
-            # maintenance of overdue rows
-            models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
             # a queue's blocked jobs, oldest first, and how many there are
             models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_blocked_queue"),
         ]
@@ -272,7 +272,7 @@ class FailedExecution(models.Model):
         db_table = "dj_queue_failed_executions"
         indexes: ClassVar = [
             # retention, by failure time
-            models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+            models.Index(fields=["backend_alias", "created_at", "id"], name="dj_queue_failed_time"),
             # a queue's failures, newest first, and how many there are
             models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_failed_queue"),
         ]
@@ -362,10 +362,7 @@ class Semaphore(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["key"], name="dj_queue_semaphores_key"),
         ]
-        indexes: ClassVar = [
-            # maintenance of expired semaphores
-            models.Index(fields=["expires_at"], name="dj_queue_semaphores_expiry"),
-        ]
+        # No other index: whatever changes as jobs come and go is written as a heap-only update.
 
     def __str__(self) -> str:
         return f"{self.key} ({self.value} of {self.limit} free)"
@@ -409,6 +406,22 @@ class RecurringExecution(models.Model):
         constraints: ClassVar = [
             models.UniqueConstraint(fields=["backend_alias", "task_key", "run_at"], name="dj_queue_recurring_tick"),
         ]
+        indexes: ClassVar = [
+            # retention, by age
+            models.Index(fields=["backend_alias", "run_at", "id"], name="dj_queue_recurring_age"),
+        ]
 
     def __str__(self) -> str:
         return f"{self.task_key} at {self.run_at}"
+
+
+class Dashboard(models.Model):
+    """No table: the page that dj-queue-admin shows under this app's label."""
+
+    class Meta:
+        managed = False
+        default_permissions = ()
+        verbose_name = verbose_name_plural = "dashboard"
+
+    def __str__(self) -> str:
+        return "dashboard"

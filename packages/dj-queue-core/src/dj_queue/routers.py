@@ -4,7 +4,7 @@ from typing import Any
 
 from django.db.models import Model
 
-from dj_queue.config import database_aliases
+from dj_queue.config import database_aliases, migrated_aliases
 
 _APP = "dj_queue"
 
@@ -29,7 +29,7 @@ class DjQueueRouter:
         return False if True in ours else None
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
-        return db in database_aliases() if app_label == _APP else None
+        return db in migrated_aliases() if app_label == _APP else None
 
 
 def _database(model: type[Model], hints: dict[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ def report(config: BackendConfig, error: BaseException, context: str) -> None:
         return
     try:
         import_string(config.on_thread_error)(error)
-    except Exception as failure:
+    except BaseException as failure:  # also SystemExit: a heartbeat, say, must not end for it
         _log(config, error, context, "dj_queue.thread_error")
         _log(config, failure, context, "dj_queue.thread_error_callback_failed")
 

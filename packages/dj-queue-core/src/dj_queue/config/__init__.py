@@ -6,6 +6,7 @@
     recurring  the readers that only recurring tasks need
     options    the table of options: which reader reads which key
     sources    where values come from: settings, YAML, environment, command line
+    monitoring the token of `dj_queue.urls`
     current    the configuration this process uses
 
 Modules import downwards only, from `current` to `model`. Nothing here touches models or a
@@ -17,6 +18,7 @@ from dj_queue.config.current import (
     backend_config,
     database_aliases,
     load_config,
+    migrated_aliases,
     reset,
 )
 from dj_queue.config.model import (
@@ -27,6 +29,7 @@ from dj_queue.config.model import (
     SchedulerConfig,
     WorkerConfig,
 )
+from dj_queue.config.monitoring import observability_token
 from dj_queue.config.recurring import read_recurring_task, schedule_mistake
 from dj_queue.config.sources import BACKEND_PATH, managed_aliases
 
@@ -43,6 +46,8 @@ __all__ = [
     "database_aliases",
     "load_config",
     "managed_aliases",
+    "migrated_aliases",
+    "observability_token",
     "read_recurring_task",
     "reset",
     "schedule_mistake",

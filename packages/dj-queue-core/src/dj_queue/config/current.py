@@ -19,7 +19,7 @@ from dj_queue.config.readers import known_databases
 # just become stale then fills the old one.
 _configs: dict[str, BackendConfig] = {}
 _activated: dict[str, BackendConfig] = {}
-_databases: frozenset[str] | None = None
+_databases: tuple[frozenset[str], frozenset[str]] | None = None
 _shared_file: str | None = None
 
 
@@ -87,23 +87,38 @@ def database_aliases() -> frozenset[str]:
     The router asks, for every alias at once: what is wrong elsewhere in a configuration must not
     stop the tables of the others.
     """
+    return _named_databases()[0]
+
+
+def migrated_aliases() -> frozenset[str]:
+    """The aliases through which the queue's tables may be made: those above, and those that listeners use.
+
+    The latter lead to the same databases. Django would note a migration there as applied, and not apply it.
+    """
+    return _named_databases()[0] | _named_databases()[1]
+
+
+def _named_databases() -> tuple[frozenset[str], frozenset[str]]:
     global _databases
     if _databases is None:
-        names = map(_database_alias, sources.managed_aliases())
-        _databases = frozenset(name for name in names if name in known_databases())
+        named = [_aliases_of(alias) for alias in sources.managed_aliases()]
+        known = known_databases()
+        queues = frozenset(queue for queue, _ in named if queue in known)
+        _databases = queues, frozenset(listener for _, listener in named if listener in known)
     return _databases
 
 
-def _database_alias(alias: str) -> Any:
+def _aliases_of(alias: str) -> tuple[Any, Any]:
     if alias in _configs:
-        return _configs[alias].database_alias
+        return _configs[alias].database_alias, _configs[alias].listen_database_alias
     ignored = Mistakes()
     try:
         layers = sources.read_sources(alias, None, _governing(), os.environ, ignored).layers
     except ImproperlyConfigured:
         layers = (sources.settings_layer(alias, None, ignored),)
-    given = merge(layers, ignored).get("database_alias")
-    return given.value if given else "default"
+    given = merge(layers, ignored)
+    queue, listener = given.get("database_alias"), given.get("listen_database_alias")
+    return queue.value if queue else "default", listener.value if listener else None
 
 
 def _governing() -> Overrides:

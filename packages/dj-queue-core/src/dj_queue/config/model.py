@@ -68,6 +68,8 @@ class BackendConfig:
     default_concurrency_duration: float = 180
     use_skip_locked: bool = True
     listen_notify: bool = True
+    # An alias that leads to the queue's database around a pooler. The queue's own: listen, whatever seems to pool.
+    listen_database_alias: str | None = None
     silence_polling: bool = True
     on_thread_error: str | None = None
     skip_recurring: bool = False

@@ -44,6 +44,7 @@ OPTIONS: dict[str, read.Reader] = {
     "database_alias": read.database,
     "use_skip_locked": read.boolean,
     "listen_notify": read.boolean,
+    "listen_database_alias": read.other_database,
     "silence_polling": read.boolean,
     "on_thread_error": read.callback,
 }

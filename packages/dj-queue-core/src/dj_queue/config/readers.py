@@ -112,6 +112,10 @@ def database(value: Any, place: Place, mistakes: Mistakes) -> Any:
     return one_of(*known_databases())(value, place, mistakes)
 
 
+def other_database(value: Any, place: Place, mistakes: Mistakes) -> Any:
+    return None if value is None else database(value, place, mistakes)
+
+
 def known_databases() -> list[str]:
     # Django itself adds "default" where DATABASES is empty.
     return list(settings.DATABASES or {"default": {}})

@@ -5,15 +5,57 @@ from functools import cache
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
 
-from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
-from dj_queue.dialects.clock import Now
+from dj_queue.dialects.base import (
+    Claim,
+    Dialect,
+    LimitedJob,
+    NewJob,
+    Outcome,
+    QueueCounts,
+    Selector,
+    SemaphoreState,
+    UnblockedJob,
+)
 
-__all__ = ["Claim", "Dialect", "NewJob", "Now", "Outcome", "Selector", "UnblockedJob", "dialect_for"]
+__all__ = [
+    "Claim",
+    "Dialect",
+    "LimitedJob",
+    "NewJob",
+    "Outcome",
+    "QueueCounts",
+    "Selector",
+    "SemaphoreState",
+    "UnblockedJob",
+    "dialect_for",
+]
+
+
+# By what their engines have in their names, Django's own and others'.
+_DRIVERS = {"postg": '"dj-queue-core[postgres]"', "mysql": "mysqlclient"}
 
 
 def dialect_for(database: str) -> Dialect:
-    """Return the dialect of a database alias."""
-    return _dialect(connections[database].vendor, database)
+    """Return the dialect of a database alias; nothing is connected for it.
+
+    Raises `ImproperlyConfigured` if the database has none, or lacks its driver.
+    """
+    try:
+        vendor = connections[database].vendor
+    except ImproperlyConfigured as error:
+        raise _without_driver(database, error) from error
+    return _dialect(vendor, database)
+
+
+def _without_driver(database: str, error: ImproperlyConfigured) -> ImproperlyConfigured:
+    engine = str(connections.settings[database]["ENGINE"])
+    reason = str(error).splitlines()[0].rstrip(".")
+    for part, package in _DRIVERS.items():
+        if part in engine and "loading" in reason:
+            return ImproperlyConfigured(
+                f"DATABASES[{database!r}] cannot be used: {reason}. Its driver is missing. Run: pip install {package}"
+            )
+    return ImproperlyConfigured(f"DATABASES[{database!r}] cannot be used: {reason}. Correct its ENGINE.")
 
 
 @cache

@@ -6,16 +6,24 @@ of its caller; where `one_statement` is true, each of `insert`, `claim`, `finish
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.db import Error, InterfaceError, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
+from django.db.models import Expression
+from django.db.models.functions import Now
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
 
+from dj_queue.dialects import observation_sql
 from dj_queue.serialization import ErrorRecord, JSONLimits
 
 
@@ -28,6 +36,16 @@ class NewJob(NamedTuple):
     priority: int
     payload: str
     run_after: datetime | None
+
+
+class LimitedJob(NamedTuple):
+    """A job to store that has a concurrency key."""
+
+    job: NewJob
+    key: str
+    limit: int
+    duration: float  # seconds
+    discards: bool  # where there is no room, instead of being blocked
 
 
 class Claim(NamedTuple):
@@ -61,6 +79,30 @@ class Outcome(NamedTuple):
 class UnblockedJob(NamedTuple):
     job_id: UUID
     key: str
+
+
+class QueueCounts(NamedTuple):
+    """How many jobs of a queue are in each state; what exceeds its cap is one more than that."""
+
+    name: str
+    ready: int
+    scheduled: int
+    claimed: int
+    claimed_capped: bool  # whether there are more claims than the cap, of whatever queue
+    blocked: int
+    failed: int
+    jobs: int | None  # in whatever state; None if one of them exceeds its cap
+    paused: bool
+    oldest_scheduled_at: datetime | None
+    oldest_blocked_at: datetime | None
+
+
+class SemaphoreState(NamedTuple):
+    key: str
+    free: int
+    limit: int
+    expires_at: datetime
+    waiters: int
 
 
 class Selector(NamedTuple):
@@ -98,6 +140,12 @@ class Dialect(ABC):
     one_statement = False
     # Whether rows that several may insert are first looked for and locked.
     locks_before_insert = False
+    # Whether a derived table may refer to those before it.
+    lateral = False
+    # Whether `observing` needs a transaction around it.
+    observes_in_transaction = False
+    _queue_names = observation_sql.DISTINCT_NAMES
+    _capped_count = observation_sql.PROBED
 
     @abstractmethod
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
@@ -109,6 +157,10 @@ class Dialect(ABC):
     @abstractmethod
     def now(self, cursor: CursorWrapper) -> datetime:
         """The database's clock."""
+
+    def clock(self, *, ago: float = 0) -> Expression:
+        """The database's clock, or so many seconds before it, for the ORM to write or compare with."""
+        return Now() - timedelta(seconds=ago) if ago else Now()
 
     @abstractmethod
     def claim(
@@ -151,6 +203,35 @@ class Dialect(ABC):
         blocked on a semaphore held that lock, so its job is seen.
         """
 
+    def insert_limited(
+        self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
+    ) -> tuple[datetime, set[UUID]] | None:
+        """Store jobs that have a concurrency key, and take slots for those that are due.
+
+        Return the database's time and which jobs were discarded; None where the caller is to do it, step by
+        step in one transaction. Where `one_statement` is true, nothing is written but by one statement.
+        """
+        return None
+
+    def finish_limited(
+        self,
+        cursor: CursorWrapper,
+        outcomes: Sequence[Outcome],
+        keys: Mapping[int, str],
+        *,
+        worker: str,
+        preserve: bool,
+        notify: bool,
+    ) -> tuple[datetime, set[int], list[UnblockedJob]]:
+        """`finish`, and then `unblock` with one slot for each claim that still stood and has a key in `keys`."""
+        finished_at, kept = self.finish(cursor, outcomes, worker=worker, preserve=preserve)
+        freed = Counter(keys[claim_id] for claim_id in kept if claim_id in keys)
+        return finished_at, kept, self.unblock(cursor, freed, notify=notify) if freed else []
+
+    def finishes_at_once(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether `finish_limited` is one round trip on this connection, and so a transaction of its own."""
+        return False
+
     def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
         """A look without a lock, before a claim or a promotion: False spares the transaction."""
         return True
@@ -166,8 +247,23 @@ class Dialect(ABC):
         """Whether it is not the statement that the database refuses: any other would fail as well."""
         return isinstance(error, OperationalError | InterfaceError)
 
+    def unfit(self, settings: Mapping[str, Any]) -> str | None:
+        """Which of a database's settings keep the queue from living there; told without connecting to it."""
+        return None
+
+    def lacks_table(self, error: Error) -> bool:
+        """Whether what the statement names is not there: migrations were not run."""
+        return any(text in str(error) for text in ("no such table", "doesn't exist"))
+
+    def watch(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
+        """Give up on a connection of the runtime once its server no longer answers."""
+
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
-        """Adjust a connection that only the runtime uses."""
+        """Adjust a connection that only the runtime uses, leaving nothing on a session that a pooler lends."""
+
+    def connection_limit(self, cursor: CursorWrapper) -> int | None:
+        """How many connections the server allows to this user on this database; None if it sets no limit."""
+        return None
 
     def prepare_transaction(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
         """Adjust the transaction that is about to begin on anybody's connection."""
@@ -179,10 +275,66 @@ class Dialect(ABC):
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:  # noqa: B027
         """Set storage parameters once the tables exist."""
 
+    # ---- observation: what monitoring asks, by index and within caps ----
+
+    @contextmanager
+    def observing(self, cursor: CursorWrapper) -> Iterator[None]:
+        """What runs inside finds its rows by index, whatever the database believes of its tables."""
+        yield
+
+    def queue_counts(self, cursor: CursorWrapper, *, alias: str, cap: int, most: int) -> list[QueueCounts]:
+        """The first `most` queues, in the order of their names, that have jobs, a pause or a recurring task."""
+        cursor.execute(
+            observation_sql.queues(self._queue_names, self._capped_count, cap=cap, most=most), {"alias": alias}
+        )
+        return [
+            QueueCounts(
+                name, ready, scheduled, claimed or 0, bool(more), blocked, failed, jobs, bool(paused),
+                read_time(cursor, scheduled_at), read_time(cursor, blocked_at),
+            )
+            for name, ready, scheduled, claimed, more, blocked, failed, jobs, paused, scheduled_at, blocked_at
+            in cursor.fetchall()
+        ]  # fmt: skip
+
+    def waiting_since(self, cursor: CursorWrapper, *, alias: str, look: int) -> dict[str, datetime]:
+        """Since when the longest waiting ready job of each queue has waited, among the first of each priority."""
+        cursor.execute(observation_sql.waiting_since(self._queue_names, look=look), {"alias": alias})
+        times = ((name, read_time(cursor, since)) for name, since in cursor.fetchall())
+        return {name: since for name, since in times if since is not None}
+
+    def finished_among_oldest(
+        self, cursor: CursorWrapper, *, alias: str, queues: Sequence[str], look: int
+    ) -> dict[str, int]:
+        """How many of the `look` oldest jobs of each queue are finished."""
+        names = {f"queue{n}": name for n, name in enumerate(queues)}
+        cursor.execute(observation_sql.finished(len(queues), look=look), {**names, "alias": alias})
+        return dict(cursor.fetchall())
+
+    def semaphores(self, cursor: CursorWrapper, *, cap: int, most: int) -> list[SemaphoreState]:
+        """The first `most` semaphores of the database, in the order of their keys."""
+        quoted = cursor.db.ops.quote_name
+        cursor.execute(
+            observation_sql.semaphores(quoted("key"), quoted("limit"), self._capped_count, cap=cap, most=most)
+        )
+        rows = []
+        for key, free, limit, expiry, waiters in cursor.fetchall():
+            expires_at = read_time(cursor, expiry)
+            assert expires_at is not None
+            rows.append(SemaphoreState(key, free, limit, expires_at, waiters))
+        return rows
+
     # ---- wake-up: where the database can tell an idle worker of new work ----
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:  # noqa: B027
         """Tell the alias's idle workers, when the transaction commits, that there is work."""
+
+    def is_pooled(self, connection: BaseDatabaseWrapper) -> bool:
+        """Whether a pooler stands before the server, and may lend its sessions to others between transactions."""
+        return False
+
+    def place(self, cursor: CursorWrapper) -> object:
+        """What two connections have in common if a notification on one of them reaches the other."""
+        return None
 
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         """Start listening for ready jobs on this connection; False where that cannot be had."""
@@ -195,3 +347,11 @@ class Dialect(ABC):
     def socket(self, connection: BaseDatabaseWrapper) -> int | None:
         """The file descriptor that turns readable when a notification arrives."""
         return None
+
+
+def read_time(cursor: CursorWrapper, value: datetime | str | None) -> datetime | None:
+    """A time as a cursor gives it, as Django's own fields read it."""
+    time = parse_datetime(value) if isinstance(value, str) else value
+    if time is None or not settings.USE_TZ or timezone.is_aware(time):
+        return time
+    return timezone.make_aware(time, cursor.db.timezone)

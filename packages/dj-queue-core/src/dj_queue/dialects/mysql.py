@@ -21,11 +21,12 @@ from django.db import DataError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
+from django.db.models import Expression
 from django.utils import timezone
 
 from dj_queue.dialects import mysql_sql as sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob, needed
-from dj_queue.dialects.clock import in_utc, mysql_clock
+from dj_queue.dialects.clock import Now, in_utc, mysql_clock
 from dj_queue.serialization import JSONLimits
 
 # Lock wait timeout, deadlock; a row that changed under a snapshot; a certification that failed at commit.
@@ -98,6 +99,9 @@ class MySQL(Dialect):
     def now(self, cursor: CursorWrapper) -> datetime:
         cursor.execute(f"SELECT {mysql_clock(cursor.db)}")
         return _read(cursor, cursor.fetchone()[0])
+
+    def clock(self, *, ago: float = 0) -> Expression:
+        return Now() - timedelta(seconds=ago) if ago else Now()
 
     def claim(
         self,
@@ -230,6 +234,8 @@ class MySQL(Dialect):
         with connection.cursor() as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
         connection.isolation_level = _READ_COMMITTED
+
+    def watch(self, connection: BaseDatabaseWrapper) -> None:
         _give_up_on_dead_peers(connection)
 
     def prepare_transaction(self, connection: Any) -> None:

@@ -1,28 +1,33 @@
 """PostgreSQL: each step of the hot path is one statement, and so one transaction."""
 
-import os
-import socket
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from django.db import Error
+from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
+from dj_queue.dialects import observation_sql, postgresql_peer
 from dj_queue.dialects import postgresql_sql as sql
-from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.base import Claim, Dialect, LimitedJob, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
 
 # deadlock_detected, serialization_failure, lock_not_available
 _TRANSIENT = {"40P01", "40001", "55P03"}
 # What a server says that was demoted: it is up, and the primary is elsewhere.
 _READ_ONLY = "25006"
+# What would let the planner choose anything but nested loops over indexes.
+_PINS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
 # The class of what is too large or too deep for this server. The driver calls that operational.
 _LIMIT_EXCEEDED = "54"
+_UNDEFINED_TABLE = "42P01"
+_ATTEMPTS = 10
 
 
 class PostgreSQL(Dialect):
@@ -30,6 +35,10 @@ class PostgreSQL(Dialect):
     # The server's parser allows far more; what bounds nesting first is its stack.
     json_limits = JSONLimits(depth=500, nul=False)
     one_statement = True
+    lateral = True
+    observes_in_transaction = True
+    _queue_names = observation_sql.SKIPPED_NAMES
+    _capped_count = observation_sql.LIMITED
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         # By this host's clock: it only decides who is told at once. What is due is decided by the database's.
@@ -47,6 +56,23 @@ class PostgreSQL(Dialect):
             {**params, "alias": alias},
         )
         return _time(cursor.fetchone())
+
+    def insert_limited(
+        self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
+    ) -> tuple[datetime, set[UUID]]:
+        params = {**sql.limited_rows(jobs), "alias": alias}
+        statement = sql.INSERT_LIMITED.format(notify=sql.NOTIFY_IF_READY if notify else "")
+        if cursor.db.in_atomic_block:
+            # Locks outlive the statement here: make what is missing before any is taken, not out of order.
+            _make_semaphores(cursor, jobs)
+        for _ in range(_ATTEMPTS):
+            cursor.execute(statement, params)
+            at, discarded, stored, *_ = cursor.fetchone()
+            if stored:
+                return at, set(discarded or ())
+            _make_semaphores(cursor, jobs)
+        # Upkeep has deleted a semaphore each time, just after it was made.
+        raise OperationalError("dj_queue: the semaphores of a batch could not be locked. Enqueue it again.")
 
     def now(self, cursor: CursorWrapper) -> datetime:
         cursor.execute("SELECT statement_timestamp()")
@@ -78,25 +104,35 @@ class PostgreSQL(Dialect):
     def finish(
         self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
     ) -> tuple[datetime, set[int]]:
-        some_failed = any(outcome.error for outcome in outcomes)
-        cursor.execute(
-            sql.FINISH.format(
-                failed=sql.FINISH_FAILED if some_failed else "",
-                succeeded="" if preserve else sql.DELETE_SUCCEEDED,
-                only="" if preserve else "AND gone.exception_class IS NOT NULL",
-            ),
-            {
-                "worker": worker,
-                "claims": [outcome.claim_id for outcome in outcomes],
-                "values": [outcome.return_value for outcome in outcomes],
-                "starts": [outcome.started_at for outcome in outcomes],
-                "classes": [outcome.error and outcome.error.exception_class for outcome in outcomes],
-                "messages": [outcome.error and outcome.error.message for outcome in outcomes],
-                "traces": [outcome.error and outcome.error.traceback for outcome in outcomes],
-            },
-        )
+        cursor.execute(*sql.finish(outcomes, worker=worker, preserve=preserve))
         finished_at, kept = cursor.fetchone()
         return finished_at, set(kept or ())
+
+    def finish_limited(
+        self,
+        cursor: CursorWrapper,
+        outcomes: Sequence[Outcome],
+        keys: Mapping[int, str],
+        *,
+        worker: str,
+        preserve: bool,
+        notify: bool,
+    ) -> tuple[datetime, set[int], list[UnblockedJob]]:
+        finish, params = sql.finish(outcomes, worker=worker, preserve=preserve, keys=keys)
+        unblock, more = sql.unblock(dict.fromkeys(keys.values(), 0), notify=notify)
+        at_once = self.finishes_at_once(cursor.db)
+        # Two statements, as the second must see what the first had to wait for.
+        cursor.execute(f"{finish};\n{unblock}" if at_once else finish, {**params, **more} if at_once else params)
+        finished_at, kept = cursor.fetchone()
+        if at_once:
+            cursor.nextset()
+        else:
+            cursor.execute(unblock, more)
+        return finished_at, set(kept or ()), _unblocked(cursor)
+
+    def finishes_at_once(self, connection: BaseDatabaseWrapper) -> bool:
+        # The driver puts the values into the text itself, and tells the results apart.
+        return is_psycopg3 and not getattr(connection.features, "uses_server_side_binding", False)
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
         cursor.execute(
@@ -115,11 +151,10 @@ class PostgreSQL(Dialect):
         return row[0], list(row[1] or ())
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
-        params: dict[str, Any] = {"keys": sorted(freed), "counts": [freed[key] for key in sorted(freed)]}
-        cursor.execute("SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key FOR UPDATE", params)
-        # A statement of its own: its snapshot must be younger than the locks.
-        cursor.execute(sql.UNBLOCK.format(notify=sql.NOTIFY_EACH if notify else ""), params)
-        return [UnblockedJob(job_id, key) for job_id, key, *_ in cursor.fetchall()]
+        statement, params = sql.unblock(freed, notify=notify)
+        cursor.execute(sql.LOCK, params)
+        cursor.execute(statement, params)
+        return _unblocked(cursor)
 
     def is_transient(self, error: Error) -> bool:
         return _sqlstate(error) in _TRANSIENT
@@ -128,16 +163,36 @@ class PostgreSQL(Dialect):
         code = _sqlstate(error)
         return code == _READ_ONLY or (super().is_away(error) and not code.startswith(_LIMIT_EXCEEDED))
 
+    def lacks_table(self, error: Error) -> bool:
+        return _sqlstate(error) == _UNDEFINED_TABLE
+
+    def watch(self, connection: BaseDatabaseWrapper) -> None:
+        postgresql_peer.watch(connection)
+
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
-        _give_up_on_dead_peers(connection)
         # A queue's statistics are stale by nature: a table is analyzed empty and holds a million rows a
         # minute later. Every statement of the runtime has one right plan, by index; this pins it.
+        if _pin_transaction in connection.execute_wrappers:
+            connection.execute_wrappers.remove(_pin_transaction)
+        if self.is_pooled(connection):
+            # What is set on a session stays on it when the pooler lends it to somebody else.
+            connection.execute_wrappers.append(_pin_transaction)
+            return
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT set_config('enable_seqscan', 'off', false), set_config('enable_hashjoin', 'off', false),"
-                " set_config('enable_mergejoin', 'off', false), set_config('enable_bitmapscan', 'off', false),"
-                " set_config('jit', 'off', false)"
-            )
+            _set(cursor, dict.fromkeys(_PINS, "off"), local=False)
+
+    @contextmanager
+    def observing(self, cursor: CursorWrapper) -> Iterator[None]:
+        cursor.execute(f"SELECT {', '.join(f"current_setting('{name}')" for name in _PINS)}")
+        before = dict(zip(_PINS, cursor.fetchone(), strict=True))
+        _set(cursor, dict.fromkeys(_PINS, "off"), local=True)
+        yield
+        # Not if it failed: the transaction is then rolled back, and this with it.
+        _set(cursor, before, local=True)
+
+    def connection_limit(self, cursor: CursorWrapper) -> int | None:
+        cursor.execute(sql.CONNECTION_LIMIT)
+        return int(cursor.fetchone()[0])
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
         for statement in sql.STORAGE:
@@ -145,6 +200,16 @@ class PostgreSQL(Dialect):
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:
         cursor.execute("SELECT pg_notify(%s, %s)", [sql.CHANNEL, alias])
+
+    def is_pooled(self, connection: BaseDatabaseWrapper) -> bool:
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            # The server tells its process as the session begins; a pooler tells a number of its own.
+            return bool(cursor.fetchone()[0] != connection.connection.info.backend_pid)
+
+    def place(self, cursor: CursorWrapper) -> object:
+        cursor.execute("SELECT current_database(), pg_postmaster_start_time()")
+        return cursor.fetchone()
 
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         with connection.cursor() as cursor:
@@ -170,15 +235,32 @@ class PostgreSQL(Dialect):
         return int(connection.connection.pgconn.socket)
 
 
-def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:
-    """End a connection whose server no longer acknowledges, after half a minute instead of a quarter of an hour."""
-    pgconn = getattr(connection.connection, "pgconn", None)
-    timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if pgconn is None or timeout is None:
-        return
-    with socket.socket(fileno=os.dup(pgconn.socket)) as peer:
-        if peer.family in (socket.AF_INET, socket.AF_INET6):
-            peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)
+def _pin_transaction(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+    """Send the pins along with a statement, in the same round trip, for its transaction alone."""
+    cursor = context["cursor"].cursor
+    # Two statements go into one message only where the driver puts the parameters in, as it does unless
+    # Django's option server_side_binding is set. A named cursor's text becomes a part of another statement.
+    if many or not hasattr(cursor, "mogrify") or getattr(cursor, "name", None):
+        return execute(sql, params, many, context)
+    pins = ", ".join(f"set_config('{name}', 'off', true)" for name in _PINS)
+    result = execute(f"SELECT {pins}; {sql}", params, many, context)
+    if is_psycopg3:  # psycopg2 keeps the last result only
+        cursor.nextset()
+    return result
+
+
+def _set(cursor: CursorWrapper, values: Mapping[str, str], *, local: bool) -> None:
+    calls = ", ".join(f"set_config('{name}', %s, {'true' if local else 'false'})" for name in values)
+    cursor.execute(f"SELECT {calls}", list(values.values()))
+
+
+def _make_semaphores(cursor: CursorWrapper, jobs: Sequence[LimitedJob]) -> None:
+    limits = {each.key: each.limit for each in jobs}
+    cursor.execute(sql.MAKE_SEMAPHORES, {"keys": list(limits), "limits": list(limits.values())})
+
+
+def _unblocked(cursor: CursorWrapper) -> list[UnblockedJob]:
+    return [UnblockedJob(job_id, key) for job_id, key, *_ in cursor.fetchall()]
 
 
 def _sqlstate(error: Error) -> str:

@@ -4,11 +4,11 @@ Each step of the hot path is one statement of several CTEs. Rows are found by in
 physical place, which their lock keeps, and moved within the same statement.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from dj_queue.dialects.base import NewJob, Selector, needed
+from dj_queue.dialects.base import LimitedJob, NewJob, Outcome, Selector, needed
 
 # One channel for the whole database: a session that listens hears of every alias, and wakes for its own.
 CHANNEL = "dj_queue"
@@ -66,6 +66,101 @@ def new_rows(jobs: Sequence[NewJob]) -> tuple[str, dict[str, Any]]:
         " AS n(id, task_path, queue_name, priority, payload, run_after)",
         {name: list(column) for name, column in zip(names, columns, strict=True)},
     )
+
+
+# ---- enqueue under a limit --------------------------------------------------------------------------
+
+# The lock gives the newest version of a semaphore, whatever this statement's snapshot shows of it. Where one
+# is missing nothing is written: the caller makes it, and tries again.
+INSERT_LIMITED = """
+WITH new AS MATERIALIZED (
+  SELECT *, run_after IS NULL OR run_after <= statement_timestamp() AS due FROM unnest(
+    %(ids)s::uuid[], %(paths)s::text[], %(queues)s::text[], %(priorities)s::smallint[], %(payloads)s::text[],
+    %(run_afters)s::timestamptz[], %(keys)s::text[], %(limits)s::int[], %(durations)s::float8[],
+    %(discards)s::bool[])
+    WITH ORDINALITY AS n(id, task_path, queue_name, priority, payload, run_after, key, slots, duration, discards,
+      place)
+),
+wanted AS MATERIALIZED (
+  -- Of several limits of one key, the last counts.
+  SELECT DISTINCT ON (key) key, slots, duration FROM new WHERE due ORDER BY key, place DESC
+),
+semaphore AS MATERIALIZED (
+  SELECT id, key, value, "limit" FROM dj_queue_semaphores WHERE key = ANY (ARRAY(SELECT key FROM wanted))
+  ORDER BY key FOR UPDATE
+),
+free AS MATERIALIZED (
+  SELECT semaphore.id, key, wanted.slots, wanted.duration, semaphore.value + wanted.slots - semaphore."limit" AS value
+  FROM semaphore JOIN wanted USING (key)
+),
+placed AS MATERIALIZED (
+  SELECT new.*, CASE
+      WHEN NOT due THEN 'scheduled'
+      WHEN row_number() OVER (PARTITION BY key, due ORDER BY place) <= free.value THEN 'ready'
+      WHEN discards THEN 'finished'
+      ELSE 'blocked' END AS state
+  FROM new LEFT JOIN free USING (key)
+  WHERE (SELECT count(*) FROM free) = (SELECT count(*) FROM wanted)
+),
+stored AS (
+  INSERT INTO dj_queue_jobs
+    (id, task_path, queue_name, priority, payload, backend_alias, scheduled_at, finished_at, concurrency_key,
+     concurrency_limit, concurrency_duration, on_conflict, created_at, updated_at)
+  SELECT id, task_path, queue_name, priority, payload::jsonb, %(alias)s, run_after,
+    CASE WHEN state = 'finished' THEN statement_timestamp() END, key, slots, duration,
+    CASE WHEN discards THEN 'discard' ELSE 'block' END, statement_timestamp(), statement_timestamp()
+  FROM placed
+),
+waiting AS (
+  INSERT INTO dj_queue_scheduled_executions
+    (job_id, backend_alias, queue_name, priority, scheduled_at, created_at)
+  SELECT id, %(alias)s, queue_name, priority, run_after, statement_timestamp()
+  FROM placed WHERE state = 'scheduled' ORDER BY place
+),
+ready AS (
+  INSERT INTO dj_queue_ready_executions
+    (job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
+  SELECT id, %(alias)s, queue_name, priority, key, statement_timestamp()
+  FROM placed WHERE state = 'ready' ORDER BY place
+),
+blocked AS (
+  INSERT INTO dj_queue_blocked_executions
+    (job_id, backend_alias, queue_name, priority, concurrency_key, expires_at, created_at)
+  SELECT id, %(alias)s, queue_name, priority, key, statement_timestamp() + make_interval(secs => duration),
+    statement_timestamp()
+  FROM placed WHERE state = 'blocked' ORDER BY place
+),
+changed AS (
+  UPDATE dj_queue_semaphores semaphore SET
+    value = free.value - taken.count,
+    "limit" = free.slots,
+    expires_at = CASE WHEN taken.count > 0 THEN statement_timestamp() + make_interval(secs => free.duration)
+      ELSE semaphore.expires_at END,
+    updated_at = statement_timestamp()
+  FROM free, LATERAL (SELECT count(*) FROM placed WHERE placed.key = free.key AND placed.state = 'ready') taken
+  WHERE semaphore.id = free.id AND EXISTS (SELECT FROM placed)
+)
+SELECT statement_timestamp(), array_agg(id) FILTER (WHERE state = 'finished'), count(*){notify} FROM placed"""
+
+NOTIFY_IF_READY = f", CASE WHEN bool_or(state = 'ready') THEN pg_notify('{CHANNEL}', %(alias)s) END"
+
+MAKE_SEMAPHORES = """
+INSERT INTO dj_queue_semaphores (key, value, "limit", expires_at, created_at, updated_at)
+SELECT key, slots, slots, statement_timestamp(), statement_timestamp(), statement_timestamp()
+FROM unnest(%(keys)s::text[], %(limits)s::int[]) AS n(key, slots) ORDER BY key
+ON CONFLICT (key) DO NOTHING"""
+
+
+def limited_rows(jobs: Sequence[LimitedJob]) -> dict[str, Any]:
+    new = list(zip(*(each.job for each in jobs), strict=True))
+    names = ("ids", "paths", "queues", "priorities", "payloads", "run_afters")
+    return {
+        **{name: list(column) for name, column in zip(names, new, strict=True)},
+        "keys": [each.key for each in jobs],
+        "limits": [each.limit for each in jobs],
+        "durations": [each.duration for each in jobs],
+        "discards": [each.discards for each in jobs],
+    }
 
 
 # ---- claim ------------------------------------------------------------------------------------------
@@ -176,14 +271,14 @@ _BUT_PREFIX = " AND NOT starts_with(names.queue_name, %({prefix})s)"
 FINISH = """
 WITH done AS MATERIALIZED (
   SELECT * FROM unnest(%(claims)s::bigint[], %(values)s::text[], %(starts)s::timestamptz[],
-    %(classes)s::text[], %(messages)s::text[], %(traces)s::text[])
-    AS d(claim_id, return_value, started_at, exception_class, message, trace)
+    %(classes)s::text[], %(messages)s::text[], %(traces)s::text[]{keys})
+    AS d(claim_id, return_value, started_at, exception_class, message, trace{key})
 ),
 gone AS (
   DELETE FROM dj_queue_claimed_executions claim USING done WHERE claim.id = done.claim_id
   RETURNING claim.id, claim.job_id, done.return_value, done.started_at, done.exception_class,
-    done.message, done.trace
-),{failed}{succeeded}
+    done.message, done.trace{done_key}
+),{failed}{succeeded}{freed}
 changed AS (
   UPDATE dj_queue_jobs job SET
     finished_at = CASE WHEN gone.exception_class IS NULL THEN statement_timestamp() END,
@@ -205,6 +300,20 @@ failed AS (
   FROM gone JOIN dj_queue_jobs job ON job.id = gone.job_id WHERE gone.exception_class IS NOT NULL
 ),"""
 
+# Slots are given back under their semaphores' locks, taken in the order of the keys.
+FINISH_FREED = """
+freed AS MATERIALIZED (
+  SELECT key, count(*) AS count FROM gone WHERE key IS NOT NULL GROUP BY key
+),
+semaphore AS MATERIALIZED (
+  SELECT id, key FROM dj_queue_semaphores WHERE key = ANY (ARRAY(SELECT key FROM freed)) ORDER BY key FOR UPDATE
+),
+released AS (
+  UPDATE dj_queue_semaphores SET
+    value = least(dj_queue_semaphores."limit", value + freed.count), updated_at = statement_timestamp()
+  FROM semaphore JOIN freed USING (key) WHERE dj_queue_semaphores.id = semaphore.id
+),"""
+
 DELETE_SUCCEEDED = """
 ticks AS (
   UPDATE dj_queue_recurring_executions tick SET job_id = NULL
@@ -213,6 +322,32 @@ ticks AS (
 succeeded AS (
   DELETE FROM dj_queue_jobs job USING gone WHERE job.id = gone.job_id AND gone.exception_class IS NULL
 ),"""
+
+
+def finish(
+    outcomes: Sequence[Outcome], *, worker: str, preserve: bool, keys: Mapping[int, str] | None = None
+) -> tuple[str, dict[str, Any]]:
+    """The statement that records outcomes, and frees slots where claims have `keys`; and its parameters."""
+    some_failed = any(outcome.error for outcome in outcomes)
+    statement = FINISH.format(
+        failed=FINISH_FAILED if some_failed else "",
+        succeeded="" if preserve else DELETE_SUCCEEDED,
+        only="" if preserve else "AND gone.exception_class IS NOT NULL",
+        keys=", %(claim_keys)s::text[]" if keys else "",
+        key=", key" if keys else "",
+        done_key=", done.key" if keys else "",
+        freed=FINISH_FREED if keys else "",
+    )
+    return statement, {
+        "worker": worker,
+        "claims": [outcome.claim_id for outcome in outcomes],
+        "values": [outcome.return_value for outcome in outcomes],
+        "starts": [outcome.started_at for outcome in outcomes],
+        "classes": [outcome.error and outcome.error.exception_class for outcome in outcomes],
+        "messages": [outcome.error and outcome.error.message for outcome in outcomes],
+        "traces": [outcome.error and outcome.error.traceback for outcome in outcomes],
+        **({"claim_keys": [keys.get(outcome.claim_id) for outcome in outcomes]} if keys else {}),
+    }
 
 
 # ---- release, promote -------------------------------------------------------------------------------
@@ -258,11 +393,15 @@ NOTIFY_IF_ANY = f", CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', %(alias)s
 
 # ---- concurrency limits -----------------------------------------------------------------------------
 
+LOCK = "SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key FOR UPDATE"
+
+# Younger than the locks it relies on: what blocked on a semaphore before them is seen.
 UNBLOCK = """
 WITH slots AS MATERIALIZED (
   SELECT semaphore.id, semaphore.key, least(semaphore."limit", semaphore.value + freed.count) AS free
   FROM unnest(%(keys)s::text[], %(counts)s::int[]) AS freed(key, count)
   JOIN dj_queue_semaphores semaphore ON semaphore.key = freed.key
+  ORDER BY semaphore.key FOR UPDATE OF semaphore
 ),
 next AS MATERIALIZED (
   SELECT slots.id AS semaphore_id, blocked.* FROM slots, LATERAL (
@@ -294,6 +433,11 @@ SELECT job_id, concurrency_key{notify} FROM next"""
 NOTIFY_EACH = f", pg_notify('{CHANNEL}', backend_alias)"
 
 
+def unblock(freed: Mapping[str, int], *, notify: bool) -> tuple[str, dict[str, Any]]:
+    keys = sorted(freed)
+    return UNBLOCK.format(notify=NOTIFY_EACH if notify else ""), {"keys": keys, "counts": [freed[key] for key in keys]}
+
+
 # ---- storage ----------------------------------------------------------------------------------------
 
 # Room on each page for the second version of a job that its finish writes, so that no index is touched.
@@ -307,4 +451,13 @@ STORAGE = (
         for table in ("ready", "claimed", "scheduled", "blocked")
     ),
     "ALTER TABLE dj_queue_processes SET (fillfactor = 50)",
+    "ALTER TABLE dj_queue_semaphores SET (fillfactor = 50)",
 )
+
+# -1 is no limit; what is reserved is not for everybody. `reserved_connections` came with PostgreSQL 16.
+CONNECTION_LIMIT = """
+SELECT least(
+  current_setting('max_connections')::int - current_setting('superuser_reserved_connections')::int
+    - coalesce(current_setting('reserved_connections', true)::int, 0),
+  (SELECT datconnlimit FROM pg_database WHERE datname = current_database() AND datconnlimit >= 0),
+  (SELECT rolconnlimit FROM pg_roles WHERE rolname = current_user AND rolconnlimit >= 0))"""

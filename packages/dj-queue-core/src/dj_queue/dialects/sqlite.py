@@ -14,9 +14,11 @@ from uuid import UUID
 from django.conf import settings
 from django.db import Error
 from django.db.backends.utils import CursorWrapper
+from django.db.models import DateTimeField, Expression, Value
 from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
+from dj_queue.dialects import observation_sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
 
@@ -24,6 +26,8 @@ from dj_queue.serialization import JSONLimits
 class SQLite(Dialect):
     vendor = "sqlite"
     json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
+    _queue_names = observation_sql.SKIPPED_NAMES
+    _capped_count = observation_sql.LIMITED
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = timezone.now()
@@ -56,6 +60,13 @@ class SQLite(Dialect):
 
     def now(self, cursor: CursorWrapper) -> datetime:
         return timezone.now()
+
+    def clock(self, *, ago: float = 0) -> Expression:
+        # Not SQL's: that is UTC, and without USE_TZ the columns are not.
+        return Value(timezone.now() - timedelta(seconds=ago), output_field=DateTimeField())
+
+    def unfit(self, settings: Mapping[str, Any]) -> str | None:
+        return "TIME_ZONE set, so that times are not stored as UTC" if settings["TIME_ZONE"] else None
 
     def claim(
         self,

@@ -21,6 +21,18 @@ class Migration(migrations.Migration):
 
     operations = [
         migrations.CreateModel(
+            name="Dashboard",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+            ],
+            options={
+                "verbose_name": "dashboard",
+                "verbose_name_plural": "dashboard",
+                "default_permissions": (),
+                "managed": False,
+            },
+        ),
+        migrations.CreateModel(
             name="Job",
             fields=[
                 (
@@ -65,6 +77,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_jobs",
+                "permissions": [("operate_queue", "Can pause and resume queues, retry jobs and enqueue them again")],
                 "constraints": [
                     models.CheckConstraint(
                         condition=models.Q(("priority__gte", -100), ("priority__lte", 100)),
@@ -219,6 +232,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_recurring_executions",
+                "indexes": [models.Index(fields=["backend_alias", "run_at", "id"], name="dj_queue_recurring_age")],
             },
         ),
         migrations.CreateModel(
@@ -295,7 +309,6 @@ class Migration(migrations.Migration):
             ],
             options={
                 "db_table": "dj_queue_semaphores",
-                "indexes": [models.Index(fields=["expires_at"], name="dj_queue_semaphores_expiry")],
                 "constraints": [models.UniqueConstraint(fields=("key",), name="dj_queue_semaphores_key")],
             },
         ),
@@ -322,7 +335,7 @@ class Migration(migrations.Migration):
             options={
                 "db_table": "dj_queue_failed_executions",
                 "indexes": [
-                    models.Index(fields=["created_at"], name="dj_queue_failed_time"),
+                    models.Index(fields=["backend_alias", "created_at", "id"], name="dj_queue_failed_time"),
                     models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_failed_queue"),
                 ],
             },
@@ -351,7 +364,6 @@ class Migration(migrations.Migration):
                 "db_table": "dj_queue_blocked_executions",
                 "indexes": [
                     models.Index(fields=["concurrency_key", "-priority", "id"], name="dj_queue_blocked_next"),
-                    models.Index(fields=["expires_at"], name="dj_queue_blocked_expiry"),
                     models.Index(fields=["backend_alias", "queue_name", "id"], name="dj_queue_blocked_queue"),
                 ],
             },

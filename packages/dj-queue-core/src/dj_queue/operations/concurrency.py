@@ -38,6 +38,10 @@ class Limit(NamedTuple):
     duration: float  # seconds until a slot that was never given back counts as free
     on_conflict: str
 
+    @property
+    def discards(self) -> bool:
+        return self.on_conflict == DISCARD
+
 
 def limit_of(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], *, default_duration: float) -> Limit | None:
     """Return the limit that a call falls under, if its task has any. Raises `EnqueueError`."""

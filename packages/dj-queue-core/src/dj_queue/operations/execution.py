@@ -7,12 +7,12 @@ recorded. Whoever deletes the row first, worker or recovery, decides what become
 from __future__ import annotations
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError
+from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
 from django.tasks import TaskContext
 from django.tasks.base import TaskError
@@ -23,7 +23,7 @@ from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.models import ClaimedExecution
-from dj_queue.operations import concurrency, results, transactions
+from dj_queue.operations import results, transactions
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
 
@@ -65,7 +65,7 @@ def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, p
         one_statement=True,
     )
     received = time.monotonic()
-    if claims and events.heard():
+    if claims and events.heard("job.claimed"):
         for each in claims:
             events.emit("job.claimed", job_id=str(each.job_id), queue_name=each.queue_name, priority=each.priority)
     return [Job(each, received) for each in claims]
@@ -109,10 +109,13 @@ def run(job: Job, config: BackendConfig, *, worker: str) -> None:
     job.seconds = time.monotonic() - began
 
 
-def finish(config: BackendConfig, jobs: Sequence[Job], *, worker: str) -> list[Job]:
+def finish(
+    config: BackendConfig, jobs: Sequence[Job], *, worker: str, on_unblocked: Callable[[], None] = lambda: None
+) -> list[Job]:
     """Record what became of these jobs, and return those that were still ours.
 
-    Raises the database's error when that is away: nothing was recorded, call again.
+    `on_unblocked` is called if that made blocked jobs ready. Raises the database's error when that is away:
+    nothing was recorded, call again.
     """
     try:
         recorded = _record(config, jobs, worker)
@@ -121,13 +124,15 @@ def finish(config: BackendConfig, jobs: Sequence[Job], *, worker: str) -> list[J
             raise
         if len(jobs) > 1:
             # One outcome that the database cannot store must not hold up the others.
-            return [job for each in jobs for job in finish(config, [each], worker=worker)]
+            return [job for each in jobs for job in finish(config, [each], worker=worker, on_unblocked=on_unblocked)]
         recorded = _record_refused(config, jobs[0], worker, refusal)
     ours = [job for job in jobs if job.claim.id in recorded.kept]
     for job in ours:
         _settle(job, recorded.finished_at)
-    if events.heard():
-        _tell(jobs, recorded)
+    if events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
+        _tell(config, jobs, recorded)
+    if recorded.unblocked:
+        on_unblocked()
     return ours
 
 
@@ -185,12 +190,18 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded
     keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
 
     def write(dialect: Dialect, cursor: CursorWrapper) -> Recorded:
-        finished_at, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=config.preserve_finished_jobs)
-        freed = [keys[claim_id] for claim_id in kept if claim_id in keys]
-        return Recorded(finished_at, kept, concurrency.release(config, dialect, cursor, freed))
+        preserve = config.preserve_finished_jobs
+        if not keys:
+            return Recorded(*dialect.finish(cursor, outcomes, worker=worker, preserve=preserve), [])
+        finished_at, kept, unblocked = dialect.finish_limited(
+            cursor, outcomes, keys, worker=worker, preserve=preserve, notify=config.listen_notify
+        )
+        return Recorded(finished_at, kept, [(str(job.job_id), job.key) for job in unblocked])
 
     # A slot is freed in the transaction that finishes its job: neither can happen without the other.
-    return transactions.run(config.database_alias, write, one_statement=not keys)
+    connection = connections[config.database_alias]
+    at_once = not keys or dialect_for(config.database_alias).finishes_at_once(connection)
+    return transactions.run(config.database_alias, write, one_statement=at_once)
 
 
 def _record_refused(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded:
@@ -215,18 +226,35 @@ def _settle(job: Job, finished_at: datetime) -> None:
         )
 
 
-def _tell(jobs: Sequence[Job], recorded: Recorded) -> None:
+def _tell(config: BackendConfig, jobs: Sequence[Job], recorded: Recorded) -> None:
     for job in jobs:
         job_id = str(job.claim.job_id)
-        error = job.outcome and job.outcome.error
-        if job.claim.id not in recorded.kept:
+        if job.claim.id not in recorded.kept or job.outcome is None:
             events.emit("job.claim_lost", job_id=job_id)
-        elif error:
-            events.emit("job.failed", job_id=job_id, exception_class=error.exception_class, message=error.message)
+            continue
+        ran = {
+            "backend_alias": config.alias,
+            "queue_name": job.claim.queue_name,
+            "task_path": job.claim.task_path,
+            "seconds": job.seconds,
+            "waited_seconds": _waited(job.claim, job.outcome.started_at),
+        }
+        error = job.outcome.error
+        if error:
+            fields = {"exception_class": error.exception_class, "message": error.message}
+            events.emit("job.failed", job_id=job_id, **fields, **ran)
         else:
-            events.emit("job.executed", job_id=job_id, status="success")
+            events.emit("job.executed", job_id=job_id, status="success", **ran)
     for job_id, key in recorded.unblocked:
         events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+
+
+def _waited(claim: Claim, started_at: datetime) -> float | None:
+    """Seconds from when the job was due to its start; None for what was tried before, whose wait began later."""
+    if claim.started_at is not None:
+        return None
+    due = max(claim.created_at, claim.scheduled_at) if claim.scheduled_at else claim.created_at
+    return max(0.0, (started_at - due).total_seconds())
 
 
 # ---- release ----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from django.tasks.signals import task_enqueued
 from dj_queue import events
 from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BackendConfig, backend_config
-from dj_queue.dialects import Dialect, NewJob, Selector, dialect_for
+from dj_queue.dialects import Dialect, LimitedJob, NewJob, Selector, dialect_for
 from dj_queue.exceptions import ArgumentsError, EnqueueError, NotJSONError, TaskPathError
 from dj_queue.identifiers import uuid7
 from dj_queue.models import ClaimedExecution, Job, Process, ScheduledExecution
@@ -96,11 +96,12 @@ def store(config: BackendConfig, prepared: Sequence[PreparedJob]) -> list[AnyTas
     """Write prepared jobs, all or none, and tell of them."""
     if not prepared:
         return []
-    limited = any(each.limit for each in prepared)
+    # With and without a limit, in one batch, take a statement each.
+    mixed = len({each.limit is None for each in prepared}) > 1
     enqueued = transactions.run(
         config.database_alias,
         lambda dialect, cursor: write(config, dialect, cursor, prepared),
-        one_statement=not limited,
+        one_statement=not mixed,
     )
     for result in enqueued:
         tell(result)
@@ -114,10 +115,9 @@ def write(
     times: dict[UUID, datetime] = {}
     discarded: set[UUID] = set()
     limited = [each for each in prepared if each.limit is not None]
-    for job in _insert_limited(config, dialect, cursor, limited) if limited else ():
-        times[job.id] = job.created_at
-        if job.finished_at is not None:
-            discarded.add(job.id)
+    if limited:
+        at, discarded = _insert_limited(config, dialect, cursor, limited)
+        times |= dict.fromkeys((each.job.id for each in limited), at)
     free = [each.job for each in prepared if each.limit is None]
     if free:
         at = dialect.insert(cursor, free, alias=config.alias, notify=config.listen_notify)
@@ -135,7 +135,7 @@ def write(
 def tell(result: AnyTaskResult) -> None:
     """Tell the log, and Django's receivers, that a job was enqueued."""
     task = result.task
-    if events.heard():
+    if events.heard("job.enqueued"):
         events.emit(
             "job.enqueued",
             job_id=result.id,
@@ -215,8 +215,20 @@ def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -
 
 def _insert_limited(
     config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, prepared: Sequence[PreparedJob]
-) -> list[Job]:
-    """Store jobs that have a concurrency key: scheduled, ready, blocked, or finished at once."""
+) -> tuple[datetime, set[UUID]]:
+    """Store jobs that have a concurrency key; return the time, and which were discarded."""
+    limited = [
+        LimitedJob(each.job, each.limit.key, each.limit.limit, each.limit.duration, each.limit.discards)
+        for each in prepared
+        if each.limit
+    ]
+    inserted = dialect.insert_limited(cursor, limited, alias=config.alias, notify=config.listen_notify)
+    return inserted or _insert_step_by_step(config, dialect, cursor, prepared)
+
+
+def _insert_step_by_step(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, prepared: Sequence[PreparedJob]
+) -> tuple[datetime, set[UUID]]:
     now = dialect.now(cursor)
     jobs = [_row(config, each, now) for each in prepared]
     using = config.database_alias
@@ -235,7 +247,7 @@ def _insert_limited(
     )
     due = [job for job in jobs if job.scheduled_at is None or job.scheduled_at <= now]
     concurrency.dispatch(config, dialect, cursor, due, now)
-    return jobs
+    return now, {job.id for job in jobs if job.finished_at is not None}
 
 
 def _row(config: BackendConfig, prepared: PreparedJob, now: datetime) -> Job:

@@ -26,13 +26,16 @@ _BATCH = 200
 
 def maintain(config: BackendConfig) -> int:
     """Recount every semaphore, drop those that nobody needs, start what has room; return how many jobs started."""
-    started = 0
+    return sum(steps(config))
+
+
+def steps(config: BackendConfig) -> Iterator[int]:
+    """`maintain`, some keys at a time, each in a transaction: there may be other things to do in between."""
     for keys in _batches(config):
         unblocked = transactions.run(config.database_alias, partial(_recount, config, keys))
         for job_id, key in unblocked:
             events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
-        started += len(unblocked)
-    return started
+        yield len(unblocked)
 
 
 def _batches(config: BackendConfig) -> Iterator[list[str]]:

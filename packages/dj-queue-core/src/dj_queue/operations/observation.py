@@ -1,1 +1,302 @@
-"""What a backend looks like now, for `stats.json`, metrics and the dashboard, within a bounded cost."""
+"""What a backend looks like now, for `stats.json`, metrics and the dashboard, within a bounded cost.
+
+A fixed number of statements, however many queues there are, and every row found by index. Nothing is
+counted beyond a cap: `capped` names what is only a lower bound, and a list that is cut short says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.conf import settings
+from django.db import Error
+from django.db.backends.utils import CursorWrapper
+from django.db.models import OuterRef, Subquery
+from django.utils import timezone
+
+from dj_queue.config import BackendConfig
+from dj_queue.dialects import Dialect, QueueCounts, Selector
+from dj_queue.models import Process, RecurringExecution, RecurringTask, Semaphore
+from dj_queue.operations import transactions
+from dj_queue.operations.schedule import next_tick
+
+logger = logging.getLogger("dj_queue")
+
+# The most jobs of a queue and a state that are counted.
+CAP = 50_000
+# The most queues, processes, recurring tasks and semaphores that are listed.
+MOST_QUEUES = 10_000
+MOST_PROCESSES = 10_000
+MOST_RECURRING = 10_000
+MOST_SEMAPHORES = 1_000
+
+# Ready jobs of each priority that are looked at for the longest wait: more than a worker gives back at once.
+_WAITING_LOOK = 500
+# Where another state exceeds the cap, finished jobs are counted among so many of the oldest, in so many queues.
+_FINISHED_LOOK = 10_000
+_FINISHED_QUEUES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedQueue:
+    name: str
+    ready: int
+    scheduled: int
+    claimed: int
+    blocked: int
+    failed: int
+    finished: int
+    capped: tuple[str, ...]  # the states of which there are at least so many, and maybe more
+    paused: bool
+    latency_seconds: float | None  # of the longest waiting ready job; None if there is none, or while paused
+    oldest_scheduled_at: datetime | None
+    oldest_blocked_at: datetime | None
+    live_worker_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedProcess:
+    id: int
+    kind: str
+    name: str
+    pid: int
+    hostname: str
+    metadata: dict[str, Any]
+    supervisor_id: int | None
+    last_heartbeat_at: datetime
+    live: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedRecurringTask:
+    key: str
+    task_path: str
+    queue_name: str
+    schedule: str
+    timezone: str | None
+    static: bool
+    last_run_at: datetime | None  # the last tick that was enqueued
+    next_run_at: datetime | None  # the next tick of its schedule
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedSemaphore:
+    key: str
+    available_slots: int
+    limit: int
+    blocked_waiters: int
+    capped: bool  # whether there are at least so many waiters, and maybe more
+    expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """One backend alias at one time. Semaphores are the whole database's."""
+
+    backend_alias: str
+    database_alias: str
+    process_alive_threshold: float
+    now: datetime  # by the database's clock
+    queues: tuple[ObservedQueue, ...]
+    processes: tuple[ObservedProcess, ...]
+    recurring: tuple[ObservedRecurringTask, ...]
+    semaphores: tuple[ObservedSemaphore, ...]
+    semaphore_count: int
+    capped: tuple[str, ...]  # which of the lists above were cut short
+
+
+@dataclass(frozen=True, slots=True)
+class Unavailable:
+    """A backend alias whose database cannot be read."""
+
+    backend_alias: str
+    database_alias: str
+
+
+def observe(config: BackendConfig, *, cap: int = CAP) -> Observation:
+    """Look at queues, processes, recurring tasks and semaphores. Raises the database's error if that is away."""
+
+    def read(dialect: Dialect, cursor: CursorWrapper) -> Observation:
+        now = dialect.now(cursor)
+        cut: list[str] = []
+        processes = _up_to(MOST_PROCESSES, _processes(config, now, MOST_PROCESSES + 1), "processes", cut)
+        return Observation(
+            backend_alias=config.alias,
+            database_alias=config.database_alias,
+            process_alive_threshold=config.process_alive_threshold,
+            now=now,
+            queues=_up_to(MOST_QUEUES, _queues(config, dialect, cursor, now, processes, cap), "queues", cut),
+            processes=processes,
+            recurring=_up_to(MOST_RECURRING, _recurring(config, now, MOST_RECURRING + 1), "recurring", cut),
+            semaphores=_up_to(MOST_SEMAPHORES, _semaphores(dialect, cursor, cap), "semaphores", cut),
+            semaphore_count=Semaphore.objects.using(config.database_alias)[:cap].count(),
+            capped=tuple(cut),
+        )
+
+    return transactions.observe(config.database_alias, read)
+
+
+def observe_all(configs: Iterable[BackendConfig], *, cap: int = CAP) -> list[Observation | Unavailable]:
+    """Look at several aliases. One whose database cannot be read keeps nobody from seeing the others."""
+    found: list[Observation | Unavailable] = []
+    for config in configs:
+        try:
+            found.append(observe(config, cap=cap))
+        except Error as error:
+            logger.warning("dj_queue %s cannot be observed: %s", config.alias, error)
+            found.append(Unavailable(config.alias, config.database_alias))
+    return found
+
+
+# ---- queues -----------------------------------------------------------------------------------------
+
+
+def _queues(
+    config: BackendConfig,
+    dialect: Dialect,
+    cursor: CursorWrapper,
+    now: datetime,
+    processes: Sequence[ObservedProcess],
+    cap: int,
+) -> list[ObservedQueue]:
+    counts = dialect.queue_counts(cursor, alias=config.alias, cap=cap, most=MOST_QUEUES + 1)
+    since = dialect.waiting_since(cursor, alias=config.alias, look=_WAITING_LOOK)
+    unknown = [each.name for each in counts if _exceeded(each, cap)][:_FINISHED_QUEUES]
+    look = min(cap, _FINISHED_LOOK)
+    finished = dialect.finished_among_oldest(cursor, alias=config.alias, queues=unknown, look=look) if unknown else {}
+    workers = _selections(processes)
+    queues = []
+    for each in counts:
+        states, capped = _states(each, finished.get(each.name, 0), cap)
+        waits = None if each.paused else since.get(each.name)
+        queues.append(
+            ObservedQueue(
+                name=each.name,
+                **states,
+                capped=capped,
+                paused=each.paused,
+                latency_seconds=None if waits is None else max(0.0, (now - waits).total_seconds()),
+                oldest_scheduled_at=each.oldest_scheduled_at,
+                oldest_blocked_at=each.oldest_blocked_at,
+                live_worker_count=sum(
+                    count
+                    for selectors, count in workers.items()
+                    if any(each.name.startswith(name) if prefix else each.name == name for name, prefix in selectors)
+                ),
+            )
+        )
+    return queues
+
+
+def _states(counts: QueueCounts, finished: int, cap: int) -> tuple[dict[str, int], tuple[str, ...]]:
+    """The number of jobs in each state, and of which there may be more."""
+    states = {
+        "ready": counts.ready,
+        "scheduled": counts.scheduled,
+        "claimed": counts.claimed,
+        "blocked": counts.blocked,
+        "failed": counts.failed,
+    }
+    capped = _exceeded(counts, cap)
+    if capped or counts.jobs is None:
+        # How many of its jobs are left for being finished, nobody knows: this many are, for certain.
+        capped.append("finished")
+    else:
+        # What is in no other state. No index has it: a finish changes nothing that is indexed.
+        finished = max(0, counts.jobs - sum(states.values()))
+        if counts.jobs > cap:
+            capped.append("finished")
+    states["finished"] = finished
+    return {state: min(count, cap) for state, count in states.items()}, tuple(capped)
+
+
+def _exceeded(counts: QueueCounts, cap: int) -> list[str]:
+    exceeded = [state for state in ("ready", "scheduled", "blocked", "failed") if getattr(counts, state) > cap]
+    return [*exceeded, "claimed"] if counts.claimed_capped else exceeded
+
+
+def _selections(processes: Sequence[ObservedProcess]) -> Counter[tuple[Selector, ...]]:
+    """What the live workers select, and how many select it."""
+    return Counter(
+        tuple(Selector.parse(text) for text in process.metadata.get("queues", ()))
+        for process in processes
+        if process.live and process.kind == Process.Kind.WORKER
+    )
+
+
+# ---- processes, recurring tasks, semaphores ---------------------------------------------------------
+
+
+def _processes(config: BackendConfig, now: datetime, most: int) -> list[ObservedProcess]:
+    rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias).order_by("pk")[:most]
+    alive_since = now - timedelta(seconds=config.process_alive_threshold)
+    return [
+        ObservedProcess(
+            id=row.pk,
+            kind=row.kind,
+            name=row.name,
+            pid=row.pid,
+            hostname=row.hostname,
+            metadata=row.metadata,
+            supervisor_id=row.supervisor_id,
+            last_heartbeat_at=row.last_heartbeat_at,
+            live=row.last_heartbeat_at >= alive_since,
+        )
+        for row in rows
+    ]
+
+
+def _recurring(config: BackendConfig, now: datetime, most: int) -> list[ObservedRecurringTask]:
+    ticks = RecurringExecution.objects.using(config.database_alias).filter(
+        backend_alias=config.alias, task_key=OuterRef("key")
+    )
+    rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
+    rows = rows.annotate(last_run_at=Subquery(ticks.order_by("-run_at").values("run_at")[:1])).order_by("key")[:most]
+    return [
+        ObservedRecurringTask(
+            key=row.key,
+            task_path=row.task_path,
+            queue_name=row.queue_name,
+            schedule=row.schedule,
+            timezone=row.timezone,
+            static=row.static,
+            last_run_at=row.last_run_at,
+            next_run_at=_next_run(row, now),
+        )
+        for row in rows
+    ]
+
+
+def _next_run(row: RecurringTask, now: datetime) -> datetime | None:
+    if timezone.is_naive(now):
+        now = timezone.make_aware(now)
+    try:
+        tick = next_tick(row.schedule, row.timezone, now)
+    except Exception:  # a row that was written behind our back: the scheduler reports it
+        return None
+    return tick if tick is None or settings.USE_TZ else timezone.make_naive(tick)
+
+
+def _semaphores(dialect: Dialect, cursor: CursorWrapper, cap: int) -> list[ObservedSemaphore]:
+    return [
+        ObservedSemaphore(
+            key=each.key,
+            available_slots=each.free,
+            limit=each.limit,
+            blocked_waiters=min(each.waiters, cap),
+            capped=each.waiters > cap,
+            expires_at=each.expires_at,
+        )
+        for each in dialect.semaphores(cursor, cap=cap, most=MOST_SEMAPHORES + 1)
+    ]
+
+
+def _up_to[T](most: int, items: Sequence[T], name: str, cut: list[str]) -> tuple[T, ...]:
+    if len(items) > most:
+        cut.append(name)
+    return tuple(items[:most])

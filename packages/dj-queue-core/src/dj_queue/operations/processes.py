@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Now
+from dj_queue.dialects import dialect_for
 from dj_queue.models import Process
 
 
@@ -22,6 +21,7 @@ def register(
     supervisor_id: int | None = None,
 ) -> int:
     """Store a process row; return its id."""
+    now = dialect_for(config.database_alias).clock()
     row = Process.objects.using(config.database_alias).create(
         backend_alias=config.alias,
         kind=kind,
@@ -30,6 +30,8 @@ def register(
         hostname=hostname,
         metadata=dict(metadata),
         supervisor_id=supervisor_id,
+        created_at=now,
+        last_heartbeat_at=now,
     )
     return row.pk
 
@@ -37,7 +39,7 @@ def register(
 def heartbeat(config: BackendConfig, process_id: int) -> bool:
     """Say that the process is alive, by the database's clock; False if its row is gone."""
     rows = Process.objects.using(config.database_alias).filter(pk=process_id)
-    return rows.update(last_heartbeat_at=Now()) > 0
+    return rows.update(last_heartbeat_at=dialect_for(config.database_alias).clock()) > 0
 
 
 def deregister(config: BackendConfig, process_id: int) -> None:
@@ -53,4 +55,4 @@ def find(config: BackendConfig, *, name: str, supervisor_id: int) -> int | None:
 def count_fresh(config: BackendConfig, *, max_age: float) -> int:
     """Return how many processes of the alias had a heartbeat within `max_age` seconds."""
     rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias)
-    return rows.filter(last_heartbeat_at__gte=Now() - timedelta(seconds=max_age)).count()
+    return rows.filter(last_heartbeat_at__gte=dialect_for(config.database_alias).clock(ago=max_age)).count()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Min, QuerySet
+from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect
+from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Pause, ReadyExecution
 from dj_queue.operations import transactions
 
@@ -20,12 +20,19 @@ def size(config: BackendConfig, queue_name: str) -> int:
 
 def latency(config: BackendConfig, queue_name: str) -> float:
     """Return for how many seconds the longest waiting ready job has been ready; 0.0 if there is none."""
-    waits = _ready(config, queue_name).aggregate(since=Min(Coalesce("latency_started_at", "created_at")))
-    if waits["since"] is None:
+    # The oldest of each priority is the first of it in an index; the oldest of all would be found by reading all.
+    rows = _ready(config, queue_name).order_by("-priority", "id")
+    rows_since = rows.values_list("priority", Coalesce("latency_started_at", "created_at"))
+    oldest = []
+    found = rows_since.first()
+    while found is not None:
+        oldest.append(found[1])
+        found = rows_since.filter(priority__lt=found[0]).first()
+    if not oldest:
         return 0.0
 
     now = transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
-    waited: float = (now - waits["since"]).total_seconds()
+    waited: float = (now - min(oldest)).total_seconds()
     return max(0.0, waited)
 
 
@@ -38,7 +45,8 @@ def pause(config: BackendConfig, queue_name: str) -> None:
     if is_paused(config, queue_name):
         return
     # Whoever else pauses or resumes it just now: no error, and one row.
-    row = Pause(backend_alias=config.alias, queue_name=queue_name)
+    now = dialect_for(config.database_alias).clock()
+    row = Pause(backend_alias=config.alias, queue_name=queue_name, created_at=now)
     pauses = Pause.objects.using(config.database_alias)
     transactions.run(
         config.database_alias, lambda *_: pauses.bulk_create([row], ignore_conflicts=True), one_statement=True

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import timedelta
 from functools import partial
 
 from django.db import connections
@@ -20,7 +19,7 @@ from django.tasks.signals import task_finished
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, Now, Outcome
+from dj_queue.dialects import Dialect, Outcome, dialect_for
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, Process
 from dj_queue.operations import concurrency, results, transactions
@@ -72,6 +71,16 @@ def process_ended(
     return _tell(config, transactions.run(config.database_alias, settle), error)
 
 
+def supervisor_ended(config: BackendConfig, supervisor_id: int, *, give_back: bool = False) -> None:
+    """Settle the claims of all runners of a supervisor whose process has ended for certain, and remove its rows.
+
+    Nobody is left who knows which were started: all count as that, but for an orderly end (`give_back`).
+    """
+    rows = Process.objects.using(config.database_alias)
+    for runner_id in [*rows.filter(supervisor_id=supervisor_id).values_list("pk", flat=True), supervisor_id]:
+        process_ended(config, runner_id, give_back=give_back)
+
+
 def prune(config: BackendConfig, *, except_for: Sequence[int] = ()) -> int:
     """Remove the processes of this alias whose heartbeat expired, by the database's clock; fail their jobs.
 
@@ -79,7 +88,7 @@ def prune(config: BackendConfig, *, except_for: Sequence[int] = ()) -> int:
     """
     stale = Process.objects.using(config.database_alias).filter(
         backend_alias=config.alias,
-        last_heartbeat_at__lt=Now() - timedelta(seconds=config.process_alive_threshold),
+        last_heartbeat_at__lt=dialect_for(config.database_alias).clock(ago=config.process_alive_threshold),
     )
     pruned = 0
     for process in stale.exclude(pk__in=except_for):
@@ -134,13 +143,15 @@ def _settle(
     if back:
         recovered.released = dialect.release(cursor, back, alias=config.alias, notify=config.listen_notify)
     lost = [claim for claim in found if started(claim)]
+    keys: list[str | None] = []
     for worker in sorted({_worker(claim) for claim in lost}):
         mine = {claim.pk: claim for claim in lost if _worker(claim) == worker}
         outcomes = [Outcome(pk, claim.job.id, claim.created_at, None, error) for pk, claim in mine.items()]
         _, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=True)
-        keys = [mine[claim_id].job.concurrency_key for claim_id in kept]
+        keys += [mine[claim_id].job.concurrency_key for claim_id in kept]
         recovered.failed += [str(mine[claim_id].job.id) for claim_id in kept]
-        recovered.unblocked += concurrency.release(config, dialect, cursor, keys)
+    # All at once: semaphores are locked in the order of their keys.
+    recovered.unblocked = concurrency.release(config, dialect, cursor, keys)
     return recovered
 
 

@@ -17,6 +17,7 @@ from dj_queue.dialects import Dialect
 from dj_queue.exceptions import AlreadyRecorded, EnqueueError, TaskPathError
 from dj_queue.models import RecurringExecution, RecurringTask
 from dj_queue.operations import jobs, results, transactions
+from dj_queue.operations.schedule import as_stored, aware
 
 # What makes a task another task: a change of these is written, and `updated_at` moves with the schedule.
 _FIELDS = ("task_path", "payload", "schedule", "timezone", "queue_name", "priority", "description")
@@ -99,20 +100,18 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
 
     Raises `AlreadyRecorded` if another one has, and what `enqueue` raises if the task is not to be had.
     """
-    payload = task.payload or {"args": [], "kwargs": {}}
-    found = results.resolve(task.task_path)
-    wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
-    prepared = jobs.prepare(config, wanted, payload["args"], payload["kwargs"])
+    prepared = _prepared(config, task)
 
     def enqueue(dialect: Dialect, cursor: CursorWrapper) -> AnyTaskResult:
         # First the row that only one can write, then the job: neither is there without the other.
         rows = RecurringExecution.objects.using(config.database_alias)
-        row = rows.create(backend_alias=config.alias, task_key=task.key, run_at=run_at)
+        row = rows.create(backend_alias=config.alias, task_key=task.key, run_at=as_stored(run_at))
         result = jobs.write(config, dialect, cursor, [prepared])[0]
         rows.filter(pk=row.pk).update(job_id=result.id)
         if not config.preserve_finished_jobs:
             # The ticks of deleted jobs have no job to go with.
-            rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=run_at - _SETTLED, job=None).delete()
+            settled = as_stored(run_at - _SETTLED)
+            rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=settled, job=None).delete()
         return result
 
     try:
@@ -123,22 +122,41 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
     return result
 
 
+def enqueue_now(key: str, *, backend_alias: str = "default") -> AnyTaskResult:
+    """Enqueue one job of a recurring task at once; its ticks go on as if nothing had been.
+
+    Raises `RecurringTask.DoesNotExist`, and what `enqueue` raises if the task is not to be had.
+    """
+    config = backend_config(backend_alias)
+    row = RecurringTask.objects.using(config.database_alias).get(backend_alias=config.alias, key=key)
+    return jobs.store(config, [_prepared(config, row)])[0]
+
+
 def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime) -> bool:
     """Whether this tick, or a later one, was enqueued."""
     rows = RecurringExecution.objects.using(config.database_alias)
-    return rows.filter(backend_alias=config.alias, task_key=task.key, run_at__gte=run_at).exists()
+    return rows.filter(backend_alias=config.alias, task_key=task.key, run_at__gte=as_stored(run_at)).exists()
 
 
 def last_before(config: BackendConfig, task: RecurringTask, run_at: datetime) -> datetime | None:
     """The last recorded tick before this one."""
     rows = RecurringExecution.objects.using(config.database_alias)
-    rows = rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=run_at)
-    return rows.order_by("-run_at").values_list("run_at", flat=True).first()
+    rows = rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=as_stored(run_at))
+    last = rows.order_by("-run_at").values_list("run_at", flat=True).first()
+    return last and aware(last)
 
 
 def now(config: BackendConfig) -> datetime:
     """The database's clock."""
-    return transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
+    time = transactions.run(config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True)
+    return aware(time)
+
+
+def _prepared(config: BackendConfig, task: RecurringTask) -> jobs.PreparedJob:
+    payload = task.payload or {"args": [], "kwargs": {}}
+    found = results.resolve(task.task_path)
+    wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
+    return jobs.prepare(config, wanted, payload["args"], payload["kwargs"])
 
 
 def _rows(config: BackendConfig) -> list[RecurringTask]:

@@ -3,25 +3,94 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 from django.db import connections
-from django.db.models import Exists, OuterRef, QuerySet
+from django.db.models import Exists, Expression, OuterRef, QuerySet
 
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Now
+from dj_queue.dialects import dialect_for
+from dj_queue.identifiers import earliest_at
 from dj_queue.models import FailedExecution, Job, RecurringExecution
 from dj_queue.operations import transactions
 
 BATCH = 500
 
+_LOOK = 10_000  # how many jobs a walk passes in one call, at most
+_CLOCKS_DIFFER = timedelta(hours=1)  # an id tells the time of the host that made it
+_FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
+
+
+@dataclass(slots=True)
+class Walk:
+    """How far a deletion of finished jobs has come.
+
+    No index holds finished_at, so that a finish stays cheap: jobs are walked along the primary key, some
+    thousands a call. What stays among the deleted, failed jobs say, is then not read again at every call.
+    """
+
+    after: UUID = _FIRST
+    ended: bool = False
+
+
+class Retention:
+    """Deletes finished jobs for as long as a scheduler lives, a batch a call.
+
+    Ids sort by enqueue time, and what finished long ago was enqueued longer ago still: those ids are walked
+    through at every call. All others, of whatever kind and clock, have their turn a little at a time.
+    """
+
+    def __init__(self, config: BackendConfig, older_than: float) -> None:
+        self._config, self._older_than = config, older_than
+        self._old, self._rest = Walk(), Walk()
+
+    def delete_batch(self) -> int:
+        now = transactions.run(
+            self._config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True
+        )
+        border = earliest_at(now - timedelta(seconds=self._older_than) + _CLOCKS_DIFFER)
+        return self._step(self._old, up_to=border) or self._step(self._rest, start=border)
+
+    def _step(self, walk: Walk, *, start: UUID = _FIRST, up_to: UUID = _LAST) -> int:
+        if walk.ended or not start <= walk.after <= up_to:
+            walk.after, walk.ended = start, False
+        return delete_finished(self._config, older_than=self._older_than, walk=walk, up_to=up_to)
+
 
 def delete_finished(
-    config: BackendConfig, *, older_than: float, batch_size: int = BATCH, task_path: str | None = None
+    config: BackendConfig,
+    *,
+    older_than: float,
+    batch_size: int = BATCH,
+    task_path: str | None = None,
+    walk: Walk | None = None,
+    up_to: UUID = _LAST,
 ) -> int:
-    """Delete one batch of jobs that finished more than `older_than` seconds ago; return how many."""
-    return _delete_jobs(config, finished(config, older_than, task_path), batch_size)
+    """Delete one batch of jobs that finished more than `older_than` seconds ago; return how many.
+
+    With a `walk`, go on from where it stands, look only so far, and say in it how far that was.
+    """
+    using = config.database_alias
+    rows = finished(config, older_than, task_path)
+    if walk is not None:
+        ids = Job.objects.using(using).filter(pk__gt=walk.after, pk__lte=up_to).order_by("pk")
+        window = ids.values_list("pk", flat=True)[_LOOK : _LOOK + 1].first() or up_to
+        rows = rows.filter(pk__gt=walk.after, pk__lte=window)
+
+    def delete(*_: object) -> list[UUID]:
+        pks = list(rows.values_list("pk", flat=True)[:batch_size])
+        if pks:
+            keep_newest_ticks(using, pks)
+            Job.objects.using(using).filter(pk__in=pks).only("pk").delete()
+        return pks
+
+    gone = transactions.run(using, delete)
+    if walk is not None:
+        walk.after = gone[-1] if len(gone) == batch_size else window
+        walk.ended = walk.after == up_to
+    return len(gone)
 
 
 def delete_failed(
@@ -36,7 +105,7 @@ def delete_failed(
         if jobs:
             keep_newest_ticks(using, jobs)
             FailedExecution.objects.using(using).filter(job_id__in=jobs).delete()
-            Job.objects.using(using).filter(pk__in=jobs).delete()
+            Job.objects.using(using).filter(pk__in=jobs).only("pk").delete()
         return len(jobs)
 
     return transactions.run(using, delete)
@@ -68,30 +137,32 @@ def keep_newest_ticks(database: str, job_ids: Sequence[UUID]) -> None:
 
 
 def finished(config: BackendConfig, older_than: float, task_path: str | None = None) -> QuerySet[Job]:
-    # No index holds finished_at, so that a finish stays cheap. Ids sort by enqueue time: the oldest jobs
-    # come first in the primary key, and what finished long ago was enqueued longer ago still.
     rows = Job.objects.using(config.database_alias).filter(
         backend_alias=config.alias,
-        finished_at__lte=Now() - timedelta(seconds=older_than),
-        created_at__lte=Now() - timedelta(seconds=older_than),
+        finished_at__lte=_before(config, older_than),
+        created_at__lte=_before(config, older_than),
     )
     return (rows.filter(task_path=task_path) if task_path else rows).order_by("pk")
 
 
 def failed(config: BackendConfig, older_than: float, task_path: str | None = None) -> QuerySet[FailedExecution]:
     rows = FailedExecution.objects.using(config.database_alias).filter(
-        job__backend_alias=config.alias, created_at__lte=Now() - timedelta(seconds=older_than)
+        backend_alias=config.alias, created_at__lte=_before(config, older_than)
     )
     return (rows.filter(job__task_path=task_path) if task_path else rows).order_by("created_at", "pk")
 
 
 def recurring(config: BackendConfig, older_than: float, task_key: str | None = None) -> QuerySet[RecurringExecution]:
     rows = RecurringExecution.objects.using(config.database_alias).filter(
-        backend_alias=config.alias, run_at__lte=Now() - timedelta(seconds=older_than)
+        backend_alias=config.alias, run_at__lte=_before(config, older_than)
     )
     if task_key:
         rows = rows.filter(task_key=task_key)
     return rows.filter(Exists(_newer())).order_by("run_at", "pk")
+
+
+def _before(config: BackendConfig, older_than: float) -> Expression:
+    return dialect_for(config.database_alias).clock(ago=older_than)
 
 
 def _newer() -> QuerySet[RecurringExecution]:
@@ -99,19 +170,6 @@ def _newer() -> QuerySet[RecurringExecution]:
     return RecurringExecution.objects.filter(
         backend_alias=OuterRef("backend_alias"), task_key=OuterRef("task_key"), run_at__gt=OuterRef("run_at")
     )
-
-
-def _delete_jobs(config: BackendConfig, jobs: QuerySet[Job], batch_size: int) -> int:
-    using = config.database_alias
-
-    def delete(*_: object) -> int:
-        pks = list(jobs.values_list("pk", flat=True)[:batch_size])
-        if pks:
-            keep_newest_ticks(using, pks)
-            Job.objects.using(using).filter(pk__in=pks).delete()
-        return len(pks)
-
-    return transactions.run(using, delete)
 
 
 def _only(database: str) -> tuple[str, ...]:

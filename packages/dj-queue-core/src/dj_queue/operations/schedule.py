@@ -14,6 +14,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 from django.conf import settings
+from django.utils import timezone as zones
 
 # No zone's clock was ever moved further at once, but for changes of the date itself.
 _WINDOW = timedelta(hours=4)
@@ -51,6 +52,16 @@ def latest_tick(expression: str, timezone: str | None, until: datetime) -> datet
             break
         ticks += [tick for tick in _instants(match, zone, expression) if tick <= until]
     return max(ticks, default=None)
+
+
+def aware(time: datetime) -> datetime:
+    """A time as models have it. Without USE_TZ, that is the project's local time and does not say so."""
+    return time if zones.is_aware(time) else zones.make_aware(time, zones.get_default_timezone())
+
+
+def as_stored(time: datetime) -> datetime:
+    """A time for a model to have."""
+    return time if settings.USE_TZ else zones.make_naive(time, zones.get_default_timezone())
 
 
 def _walls(expression: str, start: datetime, *, back: bool = False) -> Iterator[datetime]:

@@ -1,18 +1,75 @@
-"""Whether the server, and the queue's tables, are as this version needs them."""
+"""Whether a database can hold the queue, and its tables are as this version needs them."""
 
-from django.db import connections
-from django.db.migrations.executor import MigrationExecutor
+from importlib import import_module
+from pkgutil import iter_modules
+
+from django.core.exceptions import ImproperlyConfigured
+from django.db import Error, NotSupportedError, connections
+from django.db.migrations.loader import MigrationLoader
+from django.db.migrations.recorder import MigrationRecorder
 
 from dj_queue.dialects import dialect_for
+from dj_queue.models import Job
+
+
+def require_usable(database: str) -> None:
+    """Refuse, without connecting, what no waiting would mend. Raises `ImproperlyConfigured`."""
+    dialect = dialect_for(database)
+    settings = connections[database].settings_dict
+    unfit = dialect.unfit(settings)
+    if not settings["AUTOCOMMIT"]:
+        unfit = "AUTOCOMMIT off, so nobody would commit what the queue's own processes write"
+    if unfit:
+        raise ImproperlyConfigured(
+            f"DATABASES[{database!r}] has {unfit}. Remove that, or give the queue an alias of its own without it,"
+            " as the option database_alias."
+        )
+
+
+def obstacle(database: str) -> str | None:
+    """What keeps the queue from using a database now, and the command to run; None if nothing does.
+
+    Raises `ImproperlyConfigured` for a server that no waiting would mend.
+    """
+    try:
+        refusal = dialect_for(database).refusal(connections[database])
+        if refusal:
+            raise ImproperlyConfigured(f"DATABASES[{database!r}] cannot hold a queue: {refusal}.")
+        missing = unapplied_migrations(database)
+        tables = missing or _has_tables(database)
+    except NotSupportedError as error:  # Django's own refusal of an old server
+        raise ImproperlyConfigured(f"DATABASES[{database!r}] cannot hold a queue: {error}") from error
+    except Error as error:
+        reason = str(error).strip().splitlines()
+        return f"The database {database!r} does not answer ({reason[0] if reason else type(error).__name__})."
+    if missing:
+        return (
+            f"The database {database!r} lacks the migration {', '.join(missing)} of dj_queue."
+            f" Run: manage.py migrate dj_queue --database {database}"
+        )
+    if not tables:
+        # `migrate` also records what a router kept it from doing.
+        return (
+            f"The database {database!r} has the record of dj_queue's migrations, and not its tables: it was migrated"
+            " while the queue lived elsewhere."
+            f" Run: manage.py migrate dj_queue zero --fake --database {database}"
+            f" && manage.py migrate dj_queue --database {database}"
+        )
+    return None
 
 
 def unapplied_migrations(database: str) -> list[str]:
     """Return the names of dj-queue's migrations that the database lacks, in their order."""
-    executor = MigrationExecutor(connections[database])
-    targets = [key for key in executor.loader.graph.leaf_nodes() if key[0] == "dj_queue"]
-    return [migration.name for migration, _ in executor.migration_plan(targets) if migration.app_label == "dj_queue"]
+    # Names are enough. Django's own way imports the migrations of every app, and a runtime would keep them.
+    folder, _ = MigrationLoader.migrations_module("dj_queue")
+    if folder is None:  # the project does without
+        return []
+    names = {name for _, name, is_package in iter_modules(import_module(folder).__path__) if not is_package}
+    applied = {name for app, name in MigrationRecorder(connections[database]).applied_migrations() if app == "dj_queue"}
+    return sorted(name for name in names - applied if name[0] not in "_~")
 
 
-def refusal(database: str) -> str | None:
-    """Why no queue can live on this server, and what to do; None where it can. Raises `ImproperlyConfigured`."""
-    return dialect_for(database).refusal(connections[database])
+def _has_tables(database: str) -> bool:
+    connection = connections[database]
+    with connection.cursor() as cursor:
+        return Job._meta.db_table in connection.introspection.table_names(cursor)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.db import connections
@@ -22,6 +23,13 @@ type JobId = UUID | str
 
 DEFAULT_BATCH = 500
 
+_MOST_IDS = 5000
+
+
+class Discarded(NamedTuple):
+    job_ids: list[UUID]
+    unblocked: list[tuple[str, str]]  # (job id, concurrency key)
+
 
 def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
     """Let a failed job run again, under its concurrency limit; its errors so far are kept.
@@ -31,7 +39,7 @@ def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
     config = backend_config(backend_alias)
 
     def retry(dialect: Dialect, cursor: CursorWrapper) -> Job:
-        failed = _locked(config, FailedExecution).get(job_id=known_id(job_id))
+        failed = _locked(config, FailedExecution).select_related("job").get(job_id=known_id(job_id))
         return _retry(config, dialect, cursor, [failed])[0]
 
     return _tell_retried([transactions.run(config.database_alias, retry)])[0]
@@ -42,27 +50,24 @@ def retry_failed_jobs(
 ) -> int:
     """Let failed jobs run again, all of the alias or those given, in batches; return how many."""
     config = backend_config(backend_alias)
-    retried: list[Job] = []
-
-    def retry(rows: Sequence[Any], dialect: Dialect, cursor: CursorWrapper) -> None:
-        retried.extend(_retry(config, dialect, cursor, rows))
-
-    count = _in_batches(config, FailedExecution, _among(job_ids), batch_size, retry)
-    _tell_retried(retried)
+    count = 0
+    for jobs in _batches(config, FailedExecution, _among(job_ids), batch_size, partial(_retry, config), related="job"):
+        count += len(_tell_retried(jobs))
     return count
 
 
 def retry_all(queryset: QuerySet[FailedExecution], *, batch_size: int = DEFAULT_BATCH) -> int:
     """Let the failed jobs of a queryset run again, in its order and each under its own alias; return how many."""
-    wanted = list(queryset.values_list("job_id", "job__backend_alias"))
-    retried: list[Job] = []
+    wanted = list(queryset.values_list("job_id", "backend_alias"))
+    count = 0
     for alias in sorted({alias for _, alias in wanted}):
         config = backend_config(alias)
         mine = [job_id for job_id, its_alias in wanted if its_alias == alias]
         for start in range(0, len(mine), batch_size):
             batch = mine[start : start + batch_size]
-            retried += transactions.run(config.database_alias, partial(_retry_in_order, config, batch))
-    return len(_tell_retried(retried))
+            jobs = transactions.run(config.database_alias, partial(_retry_in_order, config, batch))
+            count += len(_tell_retried(jobs))
+    return count
 
 
 def discard_failed_job(job_id: JobId, *, backend_alias: str = "default") -> int:
@@ -100,7 +105,7 @@ def discard_blocked_jobs(
 
 def clear_queue(config: BackendConfig, queue_name: str, *, batch_size: int = DEFAULT_BATCH) -> int:
     """Delete the ready jobs of one queue, which frees their concurrency slots; return how many."""
-    return _discard(config, ReadyExecution, "ready", Q(queue_name=queue_name), batch_size)
+    return _discard(config, ReadyExecution, "ready", [Q(queue_name=queue_name)], batch_size)
 
 
 def enqueue_job_again(job_id: JobId, *, backend_alias: str = "default") -> Job:
@@ -154,11 +159,11 @@ def _retry(
     for row in failed:
         job = row.job
         job.errors = [*(job.errors or []), [row.exception_class, row.traceback]]
-        job.return_value = None
-        job.finished_at = None
+        job.return_value = job.finished_at = None
         jobs.append(job)
     FailedExecution.objects.using(using).filter(pk__in=[row.pk for row in failed]).delete()
-    Job.objects.using(using).bulk_update(jobs, ["errors", "return_value", "finished_at"])
+    Job.objects.using(using).filter(pk__in=[job.pk for job in jobs]).update(return_value=None, finished_at=None)
+    Job.objects.using(using).bulk_update(jobs, ["errors"])
     concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
     return jobs
 
@@ -167,7 +172,7 @@ def _retry_in_order(
     config: BackendConfig, job_ids: Sequence[UUID], dialect: Dialect, cursor: CursorWrapper
 ) -> list[Job]:
     place = {job_id: n for n, job_id in enumerate(job_ids)}
-    rows = list(_locked(config, FailedExecution).filter(job_id__in=job_ids).order_by("pk"))
+    rows = list(_locked(config, FailedExecution).select_related("job").filter(job_id__in=job_ids).order_by("pk"))
     rows.sort(key=lambda row: place[row.job_id])
     return _retry(config, dialect, cursor, rows) if rows else []
 
@@ -181,25 +186,24 @@ def _tell_retried(jobs: list[Job]) -> list[Job]:
 # ---- discard ----------------------------------------------------------------------------------------
 
 
-def _discard(config: BackendConfig, model: type[Model], state: str, among: Q, batch_size: int) -> int:
+def _discard(config: BackendConfig, model: type[Model], state: str, among: Iterable[Q], batch_size: int) -> int:
     using = config.database_alias
-    gone: list[str] = []
-    unblocked: list[tuple[str, str]] = []
 
-    def discard(rows: Sequence[Any], dialect: Dialect, cursor: CursorWrapper) -> None:
-        retention.keep_newest_ticks(using, [row.job_id for row in rows])
+    def discard(dialect: Dialect, cursor: CursorWrapper, rows: Sequence[Any]) -> Discarded:
+        gone = [row.job_id for row in rows]
+        retention.keep_newest_ticks(using, gone)
         model._default_manager.using(using).filter(pk__in=[row.pk for row in rows]).delete()
-        Job.objects.using(using).filter(pk__in=[row.job_id for row in rows]).delete()
-        if state == "ready":
-            keys = [row.concurrency_key for row in rows]
-            unblocked.extend(concurrency.release(config, dialect, cursor, keys))
-        gone.extend(str(row.job_id) for row in rows)
+        Job.objects.using(using).filter(pk__in=gone).only("pk").delete()
+        keys = [row.concurrency_key for row in rows] if state == "ready" else []
+        return Discarded(gone, concurrency.release(config, dialect, cursor, keys))
 
-    count = _in_batches(config, model, among, batch_size, discard)
-    for job_id in gone:
-        events.emit("job.discarded", job_id=job_id, reason=state)
-    for job_id, key in unblocked:
-        events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+    count = 0
+    for job_ids, unblocked in _batches(config, model, among, batch_size, discard):
+        count += len(job_ids)
+        for job_id in job_ids:
+            events.emit("job.discarded", job_id=str(job_id), reason=state)
+        for unblocked_id, key in unblocked:
+            events.emit("job.unblocked", job_id=unblocked_id, concurrency_key=key)
     return count
 
 
@@ -214,38 +218,57 @@ def known_id(job_id: JobId) -> UUID:
         return UUID(int=0)
 
 
-def _among(job_ids: Iterable[JobId] | None) -> Q:
-    return Q() if job_ids is None else Q(job_id__in=[known_id(job_id) for job_id in job_ids])
+def _among(job_ids: Iterable[JobId] | None) -> Iterator[Q]:
+    """Which rows are meant, in as many queries as the databases' limits on parameters ask for."""
+    if job_ids is None:
+        yield Q()
+        return
+    known = iter(dict.fromkeys(known_id(job_id) for job_id in job_ids))
+    while some := list(islice(known, _MOST_IDS)):
+        yield Q(job_id__in=some)
 
 
-def _in_batches(
+def _batches[T](
     config: BackendConfig,
     model: type[Model],
-    among: Q,
+    among: Iterable[Q],
     batch_size: int,
-    work: Callable[[Sequence[Any], Dialect, CursorWrapper], None],
-) -> int:
-    """Lock and treat rows, each batch in a transaction of its own; rows that others hold are left alone.
+    work: Callable[[Dialect, CursorWrapper, Sequence[Any]], T],
+    *,
+    related: str | None = None,
+) -> Iterator[T]:
+    """Lock and treat rows, each batch in a transaction of its own, and yield what came of it once that is committed.
 
-    Only rows that are there now: what this starts, a blocked job for a discarded one or a retried job that
-    fails again, is not treated in its turn. Returns how many were treated.
+    Rows that others hold are left alone. Only rows that are there now: what this starts, a blocked job for a
+    discarded one or a retried job that fails again, is not treated in its turn.
     """
-    last = count = 0
     newest = model._default_manager.using(config.database_alias).order_by("-pk").values_list("pk", flat=True).first()
     if newest is None:
-        return 0
+        return
+    for which in among:
+        last: int | None = 0
+        while last is not None:
+            last, treated = transactions.run(
+                config.database_alias, partial(_treat, config, model, which, (last, newest), batch_size, work, related)
+            )
+            if treated is not None:
+                yield treated
 
-    def step(dialect: Dialect, cursor: CursorWrapper) -> list[Any]:
-        there = _locked(config, model).filter(among, pk__gt=last, pk__lte=newest)
-        rows = list(there.order_by("pk")[:batch_size])
-        if rows:
-            work(rows, dialect, cursor)
-        return rows
 
-    while rows := transactions.run(config.database_alias, step):
-        last = rows[-1].pk
-        count += len(rows)
-    return count
+def _treat[T](
+    config: BackendConfig,
+    model: type[Model],
+    which: Q,
+    span: tuple[int, int],
+    batch_size: int,
+    work: Callable[[Dialect, CursorWrapper, Sequence[Any]], T],
+    related: str | None,
+    dialect: Dialect,
+    cursor: CursorWrapper,
+) -> tuple[int | None, T | None]:
+    rows = _locked(config, model).filter(which, pk__gt=span[0], pk__lte=span[1]).order_by("pk")
+    found = list((rows.select_related(related) if related else rows)[:batch_size])
+    return (found[-1].pk, work(dialect, cursor, found)) if found else (None, None)
 
 
 def _locked(config: BackendConfig, model: type[Model]) -> QuerySet[Any]:
@@ -253,8 +276,4 @@ def _locked(config: BackendConfig, model: type[Model]) -> QuerySet[Any]:
     skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
     rows: QuerySet[Any] = model._default_manager.using(config.database_alias)
     of = ("self",) if connections[config.database_alias].features.has_select_for_update_of else ()
-    return (
-        rows.filter(job__backend_alias=config.alias)
-        .select_related("job")
-        .select_for_update(skip_locked=skip_locked, of=of)
-    )
+    return rows.filter(backend_alias=config.alias).select_for_update(skip_locked=skip_locked, of=of)

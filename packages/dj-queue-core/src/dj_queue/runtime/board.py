@@ -6,7 +6,8 @@ It lies in memory that both share, so that it can still be read when the process
 import mmap
 import struct
 
-_IDS = struct.Struct("=qq")
+# Native: each number is written at once, and not byte by byte.
+_IDS = struct.Struct("@qq")
 
 
 class Board:

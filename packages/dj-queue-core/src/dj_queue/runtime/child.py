@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from types import FrameType
 
 from django.db import connections
@@ -27,7 +28,7 @@ _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, HURRY)
 def fork(plan: Plan, supervisor_id: int | None) -> int:
     """Start the plan's runner in a new process; return its pid. Returns in the parent alone."""
     # Two processes must not share a connection, so none is open while there is one to copy it.
-    _close_connections()
+    close_connections()
     # What is loaded by now stays shared for as long as nobody writes to it, and the collector writes
     # to whatever it visits.
     gc.collect()
@@ -49,7 +50,7 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
     try:
         runner = plan.make(supervisor_id)
         runner.parent = supervisor
-        title(f"dj_queue {plan.name}")
+        title(plan.name)
 
         def asked(number: int, frame: FrameType | None) -> None:
             runner.request_stop(hurry=number == HURRY)
@@ -73,17 +74,21 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         os._exit(code)
 
 
-def title(text: str) -> None:
-    """Name the process for `ps`, where the package setproctitle is installed."""
-    with suppress(ImportError):
-        import_module("setproctitle").setproctitle(text)
+def title(name: str) -> None:
+    """Name the process for `ps`: in full where the package setproctitle is installed, else its command's name."""
+    try:
+        import_module("setproctitle").setproctitle(f"dj_queue {name}")
+    except ImportError:
+        with suppress(OSError):  # Linux alone has it; it keeps 15 characters
+            Path(f"/proc/{os.getpid()}/comm").write_text(name)
 
 
 def _ignore_terminal(number: int, frame: FrameType | None) -> None:
     """Ctrl-C reaches the whole process group; the supervisor passes it on, once."""
 
 
-def _close_connections() -> None:
+def close_connections() -> None:
+    """Leave nothing open that a child could inherit, pools and their threads included."""
     for connection in connections.all(initialized_only=True):
         connection.close()
         close_pool = getattr(connection, "close_pool", None)

@@ -1,6 +1,7 @@
 """Scheduled jobs become ready when they are due, and concurrency limits are kept in order."""
 
 import time
+from collections.abc import Iterator
 from typing import Any
 
 from dj_queue.config import BackendConfig, DispatcherConfig
@@ -18,6 +19,7 @@ class Dispatcher(Runner):
         super().__init__(config, name, supervisor_id)
         self.options = options
         self._maintain_at = 0.0  # at start, and then at every interval
+        self._upkeep: Iterator[int] | None = None
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -29,9 +31,20 @@ class Dispatcher(Runner):
         }
 
     def step(self) -> float:
-        if self.options.concurrency_maintenance and time.monotonic() >= self._maintain_at:
-            maintenance.maintain(self.config)
-            self._maintain_at = time.monotonic() + self.options.concurrency_maintenance_interval
+        maintaining = self._maintain()
         promoted = jobs.promote(self.config, limit=self.options.batch_size)
         # A full batch means that more may be due.
-        return 0.0 if promoted == self.options.batch_size else self.options.polling_interval
+        return 0.0 if maintaining or promoted == self.options.batch_size else self.options.polling_interval
+
+    def _maintain(self) -> bool:
+        """Do a step of upkeep if it is time; return whether there are more. Due jobs do not wait for all of it."""
+        if self._upkeep is None:
+            if not self.options.concurrency_maintenance or time.monotonic() < self._maintain_at:
+                return False
+            self._upkeep = maintenance.steps(self.config)
+        upkeep, self._upkeep = self._upkeep, None  # one that fails begins anew
+        if next(upkeep, None) is None:
+            self._maintain_at = time.monotonic() + self.options.concurrency_maintenance_interval
+        else:
+            self._upkeep = upkeep
+        return self._upkeep is not None

@@ -1,16 +1,21 @@
-"""Beats in a thread and on a connection of its own, so that no task and no statement can hold it up."""
+"""Beats in a thread and on a connection of its own, so that no task and no statement can hold it up.
+
+A second thread looks after the lease: a beat may itself wait for a server that never answers.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
-from django.db import Error, connections
+from django.db import connections
 
 from dj_queue.config import BackendConfig
-from dj_queue.operations import processes, transactions
+from dj_queue.operations import processes
 from dj_queue.runtime import lease as leases
+from dj_queue.runtime import session
 from dj_queue.runtime.lease import Lease
 from dj_queue.thread_errors import report
 
@@ -30,42 +35,68 @@ class Heartbeat:
         self._lease = lease
         self._on_lapse = on_lapse
         self._over = threading.Event()
+        self._due = threading.Event()
         self._failing = False
-        self._thread = threading.Thread(target=self._run, name=f"{name}-heartbeat", daemon=True)
+        self._lock = threading.Lock()
+        self._threads = [
+            threading.Thread(target=target, name=f"{name}-{purpose}", daemon=True)
+            for target, purpose in ((self._run, "heartbeat"), (self._guard, "lease"))
+        ]
 
     def __enter__(self) -> None:
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
 
     def __exit__(self, *exc: object) -> None:
-        self._over.set()
+        self._end()
 
     def _run(self) -> None:
-        if self._config.silence_polling:
-            transactions.silence(self._config.database_alias)
         interval = self._config.process_heartbeat_interval
         wait = interval
-        while not self._over.wait(wait):
-            beaten = self._beat()
+        while True:
+            self._due.wait(wait)
+            self._due.clear()
             if self._over.is_set():
                 return
-            if not self._lease.valid:
-                self._on_lapse()
-                return
-            wait = interval if beaten else interval / _RETRIES
+            wait = interval if self._beat() else interval / _RETRIES
 
     def _beat(self) -> bool:
         sent_at = leases.now()
         try:
+            session.connect(self._config)
             if processes.heartbeat(self._config, self._process_id):
                 self._lease.renew(sent_at)
                 self._failing = False
                 return True
-            self._lease.end()  # pruned: the jobs are no longer ours
-        except Error as error:
+            self._lapse()  # pruned: the jobs are no longer ours
+        except Exception as error:  # whatever it is: the next beat may get through
             if not self._failing:
                 report(self._config, error, f"{self._name}.heartbeat")
             self._failing = True
         finally:
             # A beat a minute needs no connection in between.
-            connections[self._config.database_alias].close()
+            with suppress(Exception):
+                connections[self._config.database_alias].close()
         return False
+
+    def _guard(self) -> None:
+        # In steps: the lease also runs while the machine sleeps, and a wait does not.
+        while not self._over.wait(min(self._lease.remaining, self._config.process_heartbeat_interval)):
+            if self._lease.valid:
+                continue
+            self._due.set()  # perhaps this process only slept
+            if not self._over.wait(self._lease.grace) and not self._lease.valid:
+                self._lapse()
+
+    def _lapse(self) -> None:
+        self._lease.end()
+        if self._end():
+            self._on_lapse()
+
+    def _end(self) -> bool:
+        """Return whether it was not over before."""
+        with self._lock:
+            first = not self._over.is_set()
+            self._over.set()
+        self._due.set()
+        return first

@@ -15,6 +15,8 @@ _SHARE = 0.9
 class Lease:
     def __init__(self, threshold: float) -> None:
         self._seconds = threshold * _SHARE
+        # For one last heartbeat, once it is over: the other half of the rest is for letting go.
+        self.grace = (threshold - self._seconds) / 2
         self._until = now() + self._seconds
 
     def renew(self, sent_at: float) -> None:
@@ -23,6 +25,10 @@ class Lease:
 
     def end(self) -> None:
         self._until = 0.0
+
+    @property
+    def remaining(self) -> float:
+        return max(0.0, self._until - now())
 
     @property
     def valid(self) -> bool:

@@ -1,5 +1,6 @@
 """Keeps a second supervisor from starting on the same host."""
 
+import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -32,19 +33,26 @@ def pidfile(name: str | None) -> Iterator[None]:
 
 
 def _take(path: Path) -> None:
-    for _ in range(2):
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
-        except FileExistsError:
-            pid = _living(path)
-            if pid is not None:
-                raise SupervisorRunningError(f"a dj_queue supervisor is already running (pid={pid})") from None
-            path.unlink(missing_ok=True)
-        else:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(f"{os.getpid()}\n")
-            return
-    raise SupervisorRunningError(f"another dj_queue supervisor is starting with the pidfile {path}")
+    with _alone_in(path.parent):
+        pid = _living(path)
+        if pid is not None:
+            raise SupervisorRunningError(f"a dj_queue supervisor is already running (pid={pid})")
+        # Not written over: it may belong to somebody else, in a folder that is ours.
+        path.unlink(missing_ok=True)
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644), "w") as file:
+            file.write(f"{os.getpid()}\n")
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Two that start at the same time must not both take over what a third has left."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system has locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _living(path: Path) -> int | None:

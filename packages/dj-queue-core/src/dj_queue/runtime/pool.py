@@ -120,30 +120,32 @@ class Pool:
         with self._lock:
             if not self._may_start(job):
                 return
-        _refresh_connections()
+        self._refresh_connections()
         try:
             self._run(job)
         finally:
-            _refresh_connections()
+            self._refresh_connections()
             self.done.append(job)
             self._on_done()
 
     def _follow(self, call: Callable[[], None]) -> None:
-        _refresh_connections()
+        self._refresh_connections()
         try:
             call()
         except Exception as error:  # the jobs it is about are recorded, and the next ones wait
             self._on_error(error)
         finally:
-            _refresh_connections()
+            self._refresh_connections()
             with self._lock:
                 self._follow_ups -= 1
             self._on_done()
 
-
-def _refresh_connections() -> None:
-    """What Django does around a request: drop connections that are broken or too old."""
-    with suppress(Error):
-        close_old_connections()
-    if settings.DEBUG:
-        reset_queries()
+    def _refresh_connections(self) -> None:
+        """What Django does around a request: drop connections that are broken or too old."""
+        try:
+            with suppress(Error):
+                close_old_connections()
+            if settings.DEBUG:
+                reset_queries()
+        except Exception as error:  # a driver's, a pool's: the thread, and the job in its hands, must go on
+            self._on_error(error)

@@ -19,7 +19,9 @@ from dj_queue import hooks
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Process
-from dj_queue.operations import processes, transactions
+from dj_queue.operations import processes
+from dj_queue.runtime import lease as leases
+from dj_queue.runtime import session
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
@@ -167,11 +169,8 @@ class Runner(ABC):
         """Called whenever the queue connection was opened anew."""
 
     def _connect(self) -> None:
-        connection = connections[self.config.database_alias]
-        if connection.connection is None:
-            connection.ensure_connection()
-            if self.config.silence_polling:
-                transactions.silence(self.config.database_alias)
+        connection = session.connect(self.config)
+        if connection is not None:
             self.dialect.prepare_session(connection)
             self.connected()
 
@@ -182,6 +181,7 @@ class Runner(ABC):
                 self.sleep(wait)
 
     def _register(self) -> float:
+        sent_at = leases.now()
         self.process_id = processes.register(
             self.config,
             kind=self.kind,
@@ -193,6 +193,7 @@ class Runner(ABC):
         )
         self.board.process_id = self.process_id
         self.lease = Lease(self.config.process_alive_threshold)
+        self.lease.renew(sent_at)
         return 0.0
 
     def _deregister(self) -> float:

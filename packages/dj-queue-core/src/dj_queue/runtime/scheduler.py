@@ -12,7 +12,7 @@ from dj_queue.config import BackendConfig, SchedulerConfig
 from dj_queue.exceptions import AlreadyRecorded
 from dj_queue.models import Process, RecurringTask
 from dj_queue.operations import recurring, retention
-from dj_queue.operations.schedule import latest_tick, next_tick
+from dj_queue.operations.schedule import aware, latest_tick, next_tick
 from dj_queue.runtime.process import DATABASE_AWAY, Runner
 from dj_queue.thread_errors import report
 
@@ -42,6 +42,8 @@ class Scheduler(Runner):
         self.options = options
         self._next: dict[int, Next] = {}
         self._clean_at = 0.0
+        keep = config.clear_finished_jobs_after if config.preserve_finished_jobs else None
+        self._finished = None if keep is None else retention.Retention(config, keep)
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -86,7 +88,7 @@ class Scheduler(Runner):
         # Planned before it is tried: what cannot be planned is not fired.
         self._next[task.pk] = Next(task.updated_at, next_tick(task.schedule, task.timezone, now) or _NEVER)
         # A task's first tick is the next one. What is new to this scheduler may have been there, and missed one.
-        if due is None or due <= task.updated_at or (new and recurring.was_recorded(self.config, task, due)):
+        if due is None or due <= aware(task.updated_at) or (new and recurring.was_recorded(self.config, task, due)):
             return
         self._fire(task, due, now)
 
@@ -99,7 +101,8 @@ class Scheduler(Runner):
         except AlreadyRecorded:
             return  # another scheduler was first
         last = recurring.last_before(self.config, task, due)
-        first = next_tick(task.schedule, task.timezone, max(last or task.updated_at, task.updated_at))
+        since = aware(task.updated_at)
+        first = next_tick(task.schedule, task.timezone, max(last or since, since))
         if first is not None and first < due:
             logger.warning(
                 "dj_queue %s: skipped %s from %s on, and made up for the last that was missed, at %s",
@@ -113,8 +116,8 @@ class Scheduler(Runner):
         """Delete one batch of each kind; return whether more is left."""
         config = self.config
         counts = []
-        if config.preserve_finished_jobs and config.clear_finished_jobs_after is not None:
-            counts.append(retention.delete_finished(config, older_than=config.clear_finished_jobs_after))
+        if self._finished is not None:
+            counts.append(self._finished.delete_batch())
         if config.clear_failed_jobs_after is not None:
             counts.append(retention.delete_failed(config, older_than=config.clear_failed_jobs_after))
         if config.clear_recurring_executions_after is not None:

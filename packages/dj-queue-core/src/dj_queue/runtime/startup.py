@@ -1,14 +1,15 @@
 """What must hold before any process starts."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 
-from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, NotSupportedError, connections
+from django.db import Error, connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.exceptions import DjQueueError
-from dj_queue.operations.schema import refusal, unapplied_migrations
+from dj_queue.operations import schema
+from dj_queue.runtime import budget
 
 _PAUSE = 0.5
 
@@ -20,13 +21,14 @@ class NotReadyError(DjQueueError):
 def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], object]) -> None:
     """Wait for the database to answer and for its migrations to be applied, at most `seconds`.
 
-    Raises `NotReadyError`, at once for a server that no waiting would change.
+    Raises `NotReadyError`, and `ImproperlyConfigured` for what no waiting would mend.
     """
     database = config.database_alias
+    schema.require_usable(database)
     deadline = time.monotonic() + seconds
     said = False
     try:
-        while (obstacle := _obstacle(database)) is not None:
+        while (obstacle := schema.obstacle(database)) is not None:
             if time.monotonic() >= deadline:
                 raise NotReadyError(obstacle)
             if not said:
@@ -37,20 +39,11 @@ def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], 
         connections[database].close()
 
 
-def _obstacle(database: str) -> str | None:
-    try:
-        reason = refusal(database)
-        if reason is not None:
-            raise NotReadyError(f"The database {database!r} cannot hold a queue: {reason}.")
-        missing = unapplied_migrations(database)
-    except (ImproperlyConfigured, NotSupportedError) as error:  # Django's own: of a driver, or of an old server
-        raise NotReadyError(f"The database {database!r} cannot hold a queue: {error}") from error
-    except Error as error:
-        lines = str(error).strip().splitlines()
-        return f"The database {database!r} does not answer ({lines[0] if lines else type(error).__name__})."
-    if missing:
-        return (
-            f"The database {database!r} lacks the migration {', '.join(missing)} of dj_queue."
-            f" Run: manage.py migrate dj_queue --database {database}"
-        )
-    return None
+def shortages(config: BackendConfig) -> Iterator[budget.Shortage]:
+    """What may turn out too little once all threads are busy. Nothing to keep anybody from starting."""
+    yield from budget.pool_shortages(config)
+    with suppress(Error):  # it has just answered: whoever needs it next will tell
+        shortage = budget.server_shortage([config])
+        if shortage:
+            yield shortage
+    connections[config.database_alias].close()

@@ -5,26 +5,29 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import math
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from types import FrameType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, NoReturn, Self
 
 from django.db import Error, connections
 
 from dj_queue import events, hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
-from dj_queue.operations import processes, recovery, transactions
-from dj_queue.runtime.child import HURRY, fork, title
+from dj_queue.operations import processes, recovery
+from dj_queue.runtime import session
+from dj_queue.runtime.child import HURRY, close_connections, fork, title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
 from dj_queue.runtime.process import End, Runner, backoff
@@ -35,6 +38,8 @@ logger = logging.getLogger("dj_queue")
 
 # Beyond `shutdown_timeout`, for a runner to give back and deregister before it is ended.
 GRACE = 2.0
+
+_CUT_SHORT = (End.UNFINISHED, End.HURRIED)
 
 
 class Ended(NamedTuple):
@@ -106,8 +111,9 @@ class Supervisor(ABC):
 
     def start(self) -> None:
         """Register, settle what others left, and start every runner."""
-        if self.standalone and self.config.silence_polling:
-            transactions.silence(self.config.database_alias)
+        if self.standalone:
+            title(self.name)
+            session.connect(self.config)
         self._register()
         recovery.settle_missing(self.config)
         self._next_beat = time.monotonic()
@@ -135,13 +141,22 @@ class Supervisor(ABC):
         hooks.run_hooks("supervisor.exit", self, self.config)
         self._wakeup.close()
 
-    def run(self) -> End:
-        """Run until SIGTERM or SIGINT; return whether all work was brought to an end.
+    def run(self, *, heed_interrupts: bool = True) -> End:
+        """Run until SIGTERM or SIGINT; return whether all work was brought to an end. `leave()` comes next.
 
+        Without `heed_interrupts`, SIGINT is ignored: somebody else hears it, too, and passes it on.
         Raises `RuntimeError` if the pidfile names a living process.
         """
         with pidfile(self.config.supervisor_pidfile if self.standalone else None):
-            handlers = {signal.SIGTERM: self._asked, signal.SIGINT: self._asked, signal.SIGQUIT: self._quit}
+            interrupted = self._asked if heed_interrupts else signal.SIG_IGN
+            handlers: dict[int, Any] = {
+                signal.SIGTERM: self._asked,
+                signal.SIGINT: interrupted,
+                signal.SIGQUIT: self._quit,
+            }
+            if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+                # Inherited from whoever started this; and nobody can wait for children that are ignored.
+                handlers[signal.SIGCHLD] = signal.SIG_DFL
             before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             try:
                 self.start()
@@ -153,6 +168,10 @@ class Supervisor(ABC):
                 for number, handler in before.items():
                     signal.signal(number, handler)
         return End.UNFINISHED if self.unfinished else End.DRAINED
+
+    def leave(self, end: End) -> NoReturn:
+        """End the process, as `run()` ended."""
+        raise SystemExit(int(end))
 
     # ---- what fork and async do each in their way ----
 
@@ -212,13 +231,13 @@ class Supervisor(ABC):
                 self._waiting.append(ended.plan)
 
     def _settle_one(self, ended: Ended) -> None:
-        if self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
+        if self._stopping and ended.end in _CUT_SHORT:
             self.unfinished = True
-        if ended.end is End.DRAINED or self.process_id is None:
+        if ended.end is End.DRAINED:
             return
-        process_id = ended.plan.board.process_id or processes.find(
-            self.config, name=ended.plan.name, supervisor_id=self.process_id
-        )
+        process_id = ended.plan.board.process_id
+        if process_id is None and self.process_id is not None:
+            process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
         if process_id is not None:
             recovery.process_ended(
                 self.config,
@@ -242,6 +261,8 @@ class Supervisor(ABC):
     def _on_database(self, call: Callable[[], None]) -> bool:
         """Do something on the database; if it is away, say so once and return False."""
         try:
+            if self.standalone:
+                session.connect(self.config)
             call()
         except Error as error:
             if not self._failures:
@@ -287,8 +308,8 @@ class ForkSupervisor(Supervisor):
         self._replaced: dict[str, int] = {}  # the pid that each name had last
 
     def start(self) -> None:
-        if self.standalone:
-            title(f"dj_queue {self.name}")
+        # The application may have opened a pool, whose threads no child could use.
+        close_connections()
         super().start()
 
     def _start_runner(self, plan: Plan) -> None:
@@ -318,7 +339,10 @@ class ForkSupervisor(Supervisor):
             self._wakeup.wait(0.02)
         self._signal_children(signal.SIGKILL)
         for pid, plan in self._children.items():
-            os.waitpid(pid, 0)
+            _, status = os.waitpid(pid, 0)
+            if os.WIFEXITED(status):  # just in time
+                self._unsettled.append(Ended(plan, _end(status), pid))
+                continue
             logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
             self._unsettled.append(Ended(plan, self._cut_short, pid))
         self._children = {}
@@ -344,6 +368,7 @@ class AsyncSupervisor(Supervisor):
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
         self._threads: dict[Plan, tuple[Runner, threading.Thread]] = {}
+        self._running_on: list[Ended] = []
 
     def _start_runner(self, plan: Plan) -> None:
         runner = plan.make(self.process_id)
@@ -368,6 +393,50 @@ class AsyncSupervisor(Supervisor):
                 logger.error("dj_queue %s did not stop in time", plan.name)
                 self._unsettled.append(Ended(plan, self._cut_short))
         self._unsettled += self._ended()
+        if self.standalone:
+            self._running_on = [ended for ended in self._unsettled if ended.end in _CUT_SHORT]
+            self._unsettled = [ended for ended in self._unsettled if ended.end not in _CUT_SHORT]
+            self.unfinished = bool(self._running_on)
+
+    def leave(self, end: End) -> NoReturn:
+        """End the process, as `run()` ended.
+
+        A thread ends with its process alone: what still runs is given back as the last thing that is done
+        here, so that nobody runs it a second time meanwhile.
+        """
+        if self._running_on:
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            self._unsettled += self._running_on
+            self._next_settlement = 0.0
+            self._settle()
+            os._exit(int(end))
+        super().leave(end)
+
+    def _settle_one(self, ended: Ended) -> None:
+        if not self.standalone and self._stopping and ended.end in (End.UNFINISHED, End.HURRIED):
+            # Its threads may run on for as long as the host's process does, and nobody else may run what
+            # they run. Should this process not reach its exit, the heartbeat's end settles it.
+            if not self.unfinished:
+                atexit.register(self._give_back_at_exit)
+            self.unfinished = True
+            return
+        super()._settle_one(ended)
+
+    def _deregister(self) -> None:
+        # What was left to the process's exit is to be found by its supervisor until then.
+        if self.standalone or not self.unfinished:
+            super()._deregister()
+
+    def _give_back_at_exit(self) -> None:
+        try:
+            if self.process_id is not None:
+                recovery.supervisor_ended(self.config, self.process_id, give_back=True)
+        except Exception as error:
+            report(self.config, error, "supervisor.run")
+        finally:
+            connections[self.config.database_alias].close()
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():

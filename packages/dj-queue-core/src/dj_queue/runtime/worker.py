@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.db import connections
+from django.db import OperationalError
 
 from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
 from dj_queue.models import Process
 from dj_queue.operations import execution
 from dj_queue.runtime.board import Board
+from dj_queue.runtime.listener import Listener
 from dj_queue.runtime.pool import Pool
 from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
 from dj_queue.thread_errors import report
@@ -62,11 +63,11 @@ class Worker(Runner):
         )
         # Every claim from the moment it is known until it is recorded or given back.
         self._held: set[int] = set()
-        self._in_doubt = False
+        self._look_for_strays_at = math.inf  # on the monotonic clock
         self._unrecorded: list[execution.Job] = []
         self._returning: list[execution.Job] = []
         self._recorded = 0
-        self._listening = False
+        self._listener = Listener(config, name)
         self._next_claim = 0.0  # on the monotonic clock
         self._idle_poll = _FIRST_POLL
         self._round_trip = 0.002
@@ -82,12 +83,14 @@ class Worker(Runner):
         }
 
     def connected(self) -> None:
-        self._listening = self.config.listen_notify and self.dialect.listen(connections[self.config.database_alias])
+        self._listener.connected()
         self._next_claim = 0.0
         # The last connection may have broken between a claim's commit and our hearing of it.
-        self._in_doubt = self.process_id is not None
+        if self.process_id is not None:
+            self._look_for_strays_at = 0.0
 
     def step(self) -> float:
+        self._listener.look_after()
         self._record()
         self._release_strays()
         if self._worn_out():
@@ -97,16 +100,23 @@ class Worker(Runner):
         return self._pause()
 
     def sleep(self, seconds: float) -> None:
-        connection = connections[self.config.database_alias]
-        if not self._listening or connection.connection is None:
+        socket = self._listener.socket()
+        if socket is None:
             self.wakeup.wait(seconds)
             return
         try:
+            self._listener.ping()
             # What came in with the reply to a statement does not make the socket readable any more.
-            if not self._hear() and self.wakeup.wait(seconds, self.dialect.socket(connection)):
+            if not self._hear() and self.wakeup.wait(seconds, socket):
                 self._hear()
         except Exception as error:  # the driver's own errors: these calls do not go through Django
-            self.away(_lost(error))
+            if self._listener.apart:
+                self._listener.lost(error)
+                self._look_at_once()
+            else:
+                self.away(_lost(error))
+            # Nobody is told of anything until there is a connection again.
+            self.wakeup.set()
 
     def drain(self) -> None:
         """Give back what was not started, wait for what runs, and record it; then give up the rest."""
@@ -116,8 +126,10 @@ class Worker(Runner):
             wait = self.attempt(self._record)
             self.wakeup.wait(min(max(wait, 0.01), deadline - time.monotonic()))
         self.attempt(self._record)
+        self._look_for_strays_at = min(self._look_for_strays_at, time.monotonic())
         self.attempt(self._give_back)
         self._pool.close()
+        self._listener.close()
         if self._pool.unfinished or self._unrecorded or self._returning:
             # The supervisor settles these claims once nothing of this runner can touch them any more.
             self.end = self.end or (End.HURRIED if self.hurried else End.UNFINISHED)
@@ -167,15 +179,18 @@ class Worker(Runner):
         return room if 2 * room > ahead or self._pool.unfinished < self.options.threads else 0
 
     def _longest_poll(self) -> float:
-        return self.options.polling_interval * (_LISTENING_BACKOFF if self._listening else 1)
+        return self.options.polling_interval * (_LISTENING_BACKOFF if self._listener.listening else 1)
 
     def _hear(self) -> bool:
         """Take what was notified; return whether there may be work."""
-        heard = self.config.alias in self.dialect.notified(connections[self.config.database_alias])
+        heard = self._listener.heard()
         if heard:
-            self._next_claim = 0.0
-            self._idle_poll = _FIRST_POLL
+            self._look_at_once()
         return heard
+
+    def _look_at_once(self) -> None:
+        self._next_claim = 0.0
+        self._idle_poll = _FIRST_POLL
 
     # ---- finish ----
 
@@ -188,7 +203,9 @@ class Worker(Runner):
         self._unrecorded += done
         if self._unrecorded:
             began = time.monotonic()
-            recorded = execution.finish(self.config, self._unrecorded, worker=self.name)
+            recorded = execution.finish(
+                self.config, self._unrecorded, worker=self.name, on_unblocked=self._look_at_once
+            )
             self._recorded += len(self._unrecorded)
             self._held.difference_update(job.claim.id for job in self._unrecorded)
             self._unrecorded = []
@@ -216,9 +233,11 @@ class Worker(Runner):
         return 0.0
 
     def _release_strays(self) -> None:
-        if self._in_doubt and self.process_id is not None:
-            execution.release_strays(self.config, self.process_id, known=self._held)
-            self._in_doubt = False
+        if self.process_id is None or time.monotonic() < self._look_for_strays_at:
+            return
+        execution.release_strays(self.config, self.process_id, known=self._held)
+        # And again: a server may go on with a claim, and commit it, long after its connection broke.
+        self._look_for_strays_at = time.monotonic() + self.config.process_heartbeat_interval
 
     # ---- recycle ----
 
@@ -267,8 +286,6 @@ def _resident_mib() -> float:
 
 
 def _lost(error: Exception) -> Any:
-    from django.db import OperationalError
-
     if isinstance(error, DATABASE_AWAY):
         return error
     lost = OperationalError(str(error))

@@ -1,5 +1,6 @@
 """Runs the queue: `manage.py dj_queue`."""
 
+from argparse import SUPPRESS, ArgumentTypeError
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from dj_queue.config import BackendConfig, Overrides, activate, load_config
 from dj_queue.runtime import reload
 from dj_queue.runtime.pidfile import SupervisorRunningError
 from dj_queue.runtime.process import End
-from dj_queue.runtime.startup import NotReadyError, await_schema
+from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
 from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
+
+_LONGEST = 86400
 
 
 class Command(BaseCommand):
@@ -30,33 +33,46 @@ class Command(BaseCommand):
         parser.add_argument("--only-dispatch", action="store_true", help="start dispatchers alone")
         parser.add_argument("--skip-recurring", action="store_true", default=None, help="start no scheduler")
         parser.add_argument("--reload", action="store_true", help="start again when code changes, for development")
+        parser.add_argument("--reloaded", action="store_true", help=SUPPRESS)
         parser.add_argument(
             "--wait",
-            type=float,
+            type=_seconds,
             default=30.0,
             help="seconds to wait for database and migrations (default: %(default)s)",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         if options["reload"]:
-            reload.run(without="--reload")
+            reload.run("--reload", instead="--reloaded")
             return
         config = _config(options)
         _require_pidfile_folder(config)
         try:
             await_schema(config, seconds=options["wait"], say=self.stderr.write)
-        except NotReadyError as error:
+        except (NotReadyError, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
         activate(config)
         self.stdout.write(_summary(config))
+        for shortage in shortages(config):
+            self.stderr.write(f"{shortage.message} {shortage.hint}")
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
         try:
-            end = supervisor.run()
+            end = supervisor.run(heed_interrupts=not options["reloaded"])
         except SupervisorRunningError as error:
             raise CommandError(f"{error}. Stop that one first, or remove its pidfile.") from error
         if end is not End.DRAINED:
-            self.stderr.write("Jobs were still running when the time was up: they were given back or given up.")
-            raise SystemExit(int(end))
+            self.stderr.write("Jobs were still running when the time was up: they are given back or given up.")
+            supervisor.leave(end)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds <= _LONGEST:  # NaN is neither
+        raise ArgumentTypeError(f"expected a number of seconds from 0 to {_LONGEST} (a day), got {text!r}")
+    return seconds
 
 
 def _config(options: dict[str, Any]) -> BackendConfig:

@@ -1,5 +1,6 @@
 """Whether the queue is being worked: `manage.py dj_queue_health`."""
 
+from argparse import ArgumentTypeError
 from typing import Any
 
 from django.core.exceptions import ImproperlyConfigured
@@ -7,7 +8,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import Error
 
 from dj_queue.config import load_config
-from dj_queue.operations import processes
+from dj_queue.dialects import dialect_for
+from dj_queue.operations import processes, schema
+
+_LONGEST = 100 * 365 * 86400
 
 
 class Command(BaseCommand):
@@ -17,22 +21,33 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--backend", default="default", help="alias in TASKS (default: %(default)s)")
         parser.add_argument(
-            "--max-age", type=int, help="seconds a heartbeat counts as fresh (default: process_alive_threshold)"
+            "--max-age", type=_age, help="seconds a heartbeat counts as fresh (default: process_alive_threshold)"
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             config = load_config(options["backend"])
+            schema.require_usable(config.database_alias)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
         max_age = config.process_alive_threshold if options["max_age"] is None else options["max_age"]
         try:
             fresh = processes.count_fresh(config, max_age=max_age)
         except Error as error:
-            raise CommandError(f"unhealthy: the database {config.database_alias!r} does not answer: {error}") from error
+            reason = f"the database {config.database_alias!r} does not answer: {error}"
+            if dialect_for(config.database_alias).lacks_table(error):
+                reason = schema.obstacle(config.database_alias) or reason
+            raise CommandError(f"unhealthy: {reason}") from error
         if not fresh:
             raise CommandError(
                 f"unhealthy: no process of {config.alias!r} has had a heartbeat within {max_age:g} seconds."
                 " Start one: manage.py dj_queue"
             )
         self.stdout.write("healthy")
+
+
+def _age(text: str) -> int:
+    age = int(text) if text.strip("+-").isdecimal() else 0
+    if not 0 < age <= _LONGEST:
+        raise ArgumentTypeError(f"expected a whole number of seconds from 1 to {_LONGEST} (100 years), got {text!r}")
+    return age

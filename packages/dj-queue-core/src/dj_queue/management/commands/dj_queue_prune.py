@@ -7,13 +7,14 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dj_queue.config import load_config
-from dj_queue.operations import retention
+from dj_queue.operations import retention, schema
 
 _LONGEST = 100 * 365 * 86400
 
 
 class Command(BaseCommand):
     help = "Delete old finished jobs, failed jobs and recurring executions, in batches, until none is left."
+    requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--backend", default="default", help="alias in TASKS (default: %(default)s)")
@@ -30,8 +31,11 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         try:
             config = load_config(options["backend"])
+            schema.require_usable(config.database_alias)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
+        if obstacle := schema.obstacle(config.database_alias):
+            raise CommandError(obstacle)
         batch = options["batch_size"]
         if batch < 1:
             raise CommandError(f"--batch-size must be at least 1, got {batch}.")
@@ -45,20 +49,26 @@ class Command(BaseCommand):
             if age is not None and not 0 <= age <= _LONGEST:
                 flag = f"--{name.replace('_', '-')}"
                 raise CommandError(f"{flag} must be a number of seconds from 0 to {_LONGEST} (100 years), got {age:g}.")
+        walk = retention.Walk()
         path, key, dry = options["task_path"], options["task_key"], options["dry_run"]
 
         def count(
-            age: float | None, what: str, matching: Callable[[float], int], delete: Callable[[float], int]
+            age: float | None,
+            what: str,
+            matching: Callable[[float], int],
+            delete: Callable[[float], int],
+            ended: Callable[[], bool] | None = None,
         ) -> int:
             if age is None:
                 return 0
-            return matching(age) if dry else self._delete_all(what, batch, lambda: delete(age))
+            return matching(age) if dry else self._delete_all(what, batch, lambda: delete(age), ended)
 
         finished = count(
             ages["older_than"],
             "finished jobs",
             lambda age: retention.finished(config, age, path).count(),
-            lambda age: retention.delete_finished(config, older_than=age, batch_size=batch, task_path=path),
+            lambda age: retention.delete_finished(config, older_than=age, batch_size=batch, task_path=path, walk=walk),
+            lambda: walk.ended,
         )
         failed = count(
             ages["failed_older_than"],
@@ -77,13 +87,13 @@ class Command(BaseCommand):
             f"{verb} {finished} finished jobs, {failed} failed jobs, and {recurring} recurring executions"
         )
 
-    def _delete_all(self, what: str, batch: int, delete: Callable[[], int]) -> int:
-        total = batches = 0
-        while deleted := delete():
+    def _delete_all(self, what: str, batch: int, delete: Callable[[], int], ended: Callable[[], bool] | None) -> int:
+        total = told = 0
+        while True:
+            deleted = delete()
             total += deleted
-            batches += 1
-            if batches % 20 == 0:
+            if total - told >= 20 * batch:
+                told = total
                 self.stderr.write(f"{total} {what} so far")
-            if deleted < batch:
-                break
-        return total
+            if ended() if ended else deleted < batch:
+                return total

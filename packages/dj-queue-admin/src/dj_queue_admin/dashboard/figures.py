@@ -1,0 +1,201 @@
+"""The cards on top of the dashboard, what needs attention, and the facts of a backend's configuration."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from django.db import connections
+
+from dj_queue.config import BackendConfig
+from dj_queue.models import FailedExecution, Process
+from dj_queue.operations.observation import Observation, ObservedQueue
+from dj_queue_admin.links import Links
+from dj_queue_admin.templatetags.dj_queue_admin import duration, number
+
+
+@dataclass(frozen=True)
+class Card:
+    key: str
+    title: str
+    value: str
+    details: tuple[str, ...]
+    tone: str = ""  # good, bad, warn or nothing
+    link: str | None = None
+
+
+@dataclass(frozen=True)
+class Alert:
+    tone: str
+    text: str
+    link: str | None = None
+    link_text: str = ""
+
+
+@dataclass(frozen=True)
+class Total:
+    """A sum over queues; `capped` where one of them has at least so many."""
+
+    count: int
+    capped: bool
+
+    def __str__(self) -> str:
+        return number(self.count, self.capped)
+
+
+def total(queues: Iterable[ObservedQueue], *states: str) -> Total:
+    queues = list(queues)
+    return Total(
+        sum(getattr(queue, state) for queue in queues for state in states),
+        any(state in queue.capped for queue in queues for state in states),
+    )
+
+
+def cards(seen: Observation, links: Links) -> list[Card]:
+    """Queues, backlog, attention, runtime and control plane."""
+    queues = seen.queues
+    paused = sum(queue.paused for queue in queues)
+    failed = total(queues, "failed")
+    live, stale = _by_life(seen)
+    workers = [process for process in seen.processes if process.live and process.kind == Process.Kind.WORKER]
+    threads = sum(_whole(process.metadata.get("threads")) for process in workers)
+    alive = f"{_counted(len(workers), 'worker')}, {_counted(live, 'process', 'processes')} alive"
+    running = total(queues, "claimed")
+    waits = [queue.latency_seconds for queue in queues if queue.latency_seconds is not None]
+    return [
+        Card(
+            "queues",
+            "Queues",
+            number(len(queues), "queues" in seen.capped),
+            (f"{paused} paused",),
+            "warn" if paused else "",
+        ),
+        Card(
+            "backlog",
+            "Backlog",
+            str(total(queues, "ready")),
+            (
+                f"{total(queues, 'scheduled')} scheduled",
+                f"{total(queues, 'blocked')} blocked",
+                f"longest wait {duration(max(waits))}" if waits else "nothing waits",
+            ),
+        ),
+        Card(
+            "attention",
+            "Attention",
+            str(failed),
+            ("failed jobs", _counted(stale, "stale process", "stale processes")),
+            "bad" if failed.count or stale else "good",
+            links.rows(FailedExecution),
+        ),
+        Card(
+            "runtime",
+            "Runtime",
+            str(running),
+            (
+                f"running on {_counted(threads, 'thread')}",
+                alive,
+            ),
+            "" if workers else "bad",
+        ),
+        Card(
+            "control-plane",
+            "Control plane",
+            number(len(seen.recurring), "recurring" in seen.capped),
+            ("recurring tasks", f"{number(seen.semaphore_count)} semaphores", _control(seen)),
+        ),
+    ]
+
+
+def alerts(seen: Observation, links: Links) -> list[Alert]:
+    """What an operator should look at first."""
+    found = []
+    ready = [queue for queue in seen.queues if queue.ready and not queue.paused]
+    alone = [queue for queue in ready if not queue.live_worker_count]
+    _, stale = _by_life(seen)
+    if alone:
+        names = ", ".join(queue.name for queue in alone[:3]) + (" and others" if len(alone) > 3 else "")
+        found.append(Alert("bad", f"No live worker takes jobs from {names}: {total(alone, 'ready')} ready jobs wait."))
+    if stale:
+        text = "A process has" if stale == 1 else f"{stale} processes have"
+        found.append(
+            Alert(
+                "warn",
+                f"{text} not been heard of for over {duration(seen.process_alive_threshold)}.",
+                "#djq-processes",
+                "Processes",
+            )
+        )
+    failed = total(seen.queues, "failed")
+    if failed.count:
+        text = "1 job has failed." if str(failed) == "1" else f"{failed} jobs have failed."
+        found.append(Alert("bad", text, links.rows(FailedExecution), "Look at them"))
+    held = [queue for queue in seen.queues if queue.paused and queue.ready]
+    if held:
+        found.append(Alert("warn", f"{total(held, 'ready')} ready jobs wait in paused queues."))
+    return found
+
+
+def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
+    """What the configuration says, as this process reads it."""
+    connection = connections[config.database_alias]
+    return [
+        ("mode", config.mode),
+        ("queue database", f"{config.database_alias} ({connection.display_name})"),
+        ("scheduler", _scheduler(config)),
+        ("notify", _notify(config, connection.vendor)),
+        (
+            "skip locked",
+            "on" if config.use_skip_locked and connection.features.has_select_for_update_skip_locked else "off",
+        ),
+        (
+            "heartbeat",
+            f"every {duration(config.process_heartbeat_interval)},"
+            f" stale after {duration(config.process_alive_threshold)}",
+        ),
+        ("retention", _retention(config)),
+        ("recurring", f"{len(config.recurring)} in the settings, {number(len(seen.recurring))} stored"),
+        ("semaphores", f"{number(seen.semaphore_count)} in this database"),
+    ]
+
+
+def _by_life(seen: Observation) -> tuple[int, int]:
+    life = Counter(process.live for process in seen.processes)
+    return life[True], life[False]
+
+
+def _counted(count: int, one: str, many: str = "") -> str:
+    return f"{number(count)} {one if count == 1 else many or f'{one}s'}"
+
+
+def _whole(value: object) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _control(seen: Observation) -> str:
+    kinds = {process.kind for process in seen.processes if process.live}
+    missing = [kind.label.lower() for kind in (Process.Kind.DISPATCHER, Process.Kind.SCHEDULER) if kind not in kinds]
+    return f"no {' and no '.join(missing)}" if missing else "dispatcher and scheduler alive"
+
+
+def _scheduler(config: BackendConfig) -> str:
+    if config.scheduler is None or not config.scheduler_needed:
+        return "not needed" if not config.skip_recurring else "skipped"
+    dynamic = "with" if config.scheduler.dynamic_tasks_enabled else "without"
+    return f"every {duration(config.scheduler.polling_interval)}, {dynamic} dynamic tasks"
+
+
+def _notify(config: BackendConfig, vendor: str) -> str:
+    if vendor != "postgresql":
+        return "polling"
+    return "LISTEN/NOTIFY" if config.listen_notify else "off: polling"
+
+
+def _retention(config: BackendConfig) -> str:
+    finished = _kept(config.clear_finished_jobs_after) if config.preserve_finished_jobs else "not kept"
+    return f"finished {finished}, failed {_kept(config.clear_failed_jobs_after)}"
+
+
+def _kept(seconds: float | None) -> str:
+    return "for ever" if seconds is None else duration(seconds)

@@ -1,0 +1,223 @@
+"""Everything about one job: its call, its times and attempts, its outcome, its limit, its process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from django.http import HttpRequest
+from django.urls import reverse
+from django.utils.http import urlencode
+
+from dj_queue.config import BackendConfig
+from dj_queue.models import (
+    BlockedExecution,
+    ClaimedExecution,
+    Job,
+    ReadyExecution,
+    RecurringTask,
+    Semaphore,
+)
+from dj_queue.operations import recurring
+from dj_queue_admin import permissions
+from dj_queue_admin.records import shown
+from dj_queue_admin.records.cells import since
+from dj_queue_admin.redaction import redaction, scrub
+
+if TYPE_CHECKING:
+    from dj_queue_admin.records.record import RecordAdmin
+
+# JSON that is read as text, so that nothing in it can break a page.
+JSON_FIELDS = ("payload", "return_value", "errors", "worker_ids")
+STATE_ROWS = ("ready_execution", "scheduled_execution", "claimed_execution", "blocked_execution", "failed_execution")
+
+_LISTED = 20  # holders and waiters
+_RUNNING = 20_000  # claims that are looked through for holders
+
+
+@dataclass(frozen=True)
+class Moment:
+    label: str
+    at: datetime | None = None
+    detail: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Failure:
+    attempt: int
+    exception_class: str
+    traceback: str
+    message: str = ""
+    worker: str = ""
+
+
+def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, job_id: UUID) -> dict[str, Any] | None:
+    """What the page of a job shows; None if it is gone. A fixed number of statements."""
+    rows = Job.objects.using(config.database_alias).filter(pk=job_id, backend_alias=config.alias)
+    rows = rows.select_related(*STATE_ROWS, "claimed_execution__process", "recurring_execution").defer(*JSON_FIELDS)
+    job: Any = shown.as_text(rows, None, **{f"{field}_text": field for field in JSON_FIELDS}).first()
+    if job is None:
+        return None
+    now = recurring.now(config)
+    contents = permissions.may_read(request, Job) or permissions.may_read(request, admin.model)
+    call = shown.parse(job.payload_text)
+    readable = not isinstance(call, shown.Unreadable)
+    rules = redaction()
+    secrets = rules.secrets(job.task_path, call) if readable else []
+    arguments = rules.call(job.task_path, call) if readable else []
+    failures = _failures(job, secrets)
+    return {
+        "job": job,
+        "task_path": shown.visible(job.task_path, longest=500, lines=False),
+        "contents": contents,
+        "arguments": [(each, shown.pretty(each.value)) for each in arguments] if contents else [],
+        "unreadable": "" if readable else f"Not shown: {call.why}.",
+        "result": shown.pretty(rules.of(shown.parse(job.return_value_text))) if contents else "",
+        "has_result": job.finished_at is not None,
+        "failures": failures if contents else [Failure(each.attempt, each.exception_class, "") for each in failures],
+        "timeline": _timeline(admin, job, failures, now),
+        "limit": _limit(admin, config, job),
+        "recurring": _recurring(admin, config, job),
+        "queue_url": _queue_url(admin, job),
+        "similar_url": admin.url_of_list(Job, backend=config.alias, task=job.task_path),
+    }
+
+
+# ---- attempts ---------------------------------------------------------------------------------------
+
+
+def _failures(job: Any, secrets: Sequence[str]) -> list[Failure]:
+    """The errors of all attempts, the newest first."""
+    workers = _strings(shown.parse(job.worker_ids_text))
+    found = []
+    for n, error in enumerate(_list(shown.parse(job.errors_text)), 1):
+        path, text, *_ = [*_strings(error), "", ""]
+        found.append(_failure(n, path, text, "", workers, secrets))
+    failed = getattr(job, "failed_execution", None)
+    if failed is not None:
+        at = len(found) + 1
+        found.append(_failure(at, failed.exception_class, failed.traceback, failed.message, workers, secrets))
+    return found[::-1]
+
+
+def _failure(
+    attempt: int, path: str, text: str, message: str, workers: Sequence[str], secrets: Sequence[str]
+) -> Failure:
+    worker = workers[attempt - 1] if attempt <= len(workers) else ""
+    return Failure(
+        attempt,
+        shown.visible(path, longest=255, lines=False),
+        shown.visible(scrub(text, secrets)),
+        shown.visible(scrub(message, secrets), longest=2_000),
+        shown.visible(worker, longest=255, lines=False),
+    )
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _strings(value: Any) -> list[str]:
+    return [str(item) for item in _list(value)]
+
+
+def _timeline(admin: RecordAdmin, job: Any, failures: Sequence[Failure], now: datetime) -> list[Moment]:
+    """What happened, and what is still to come, in order."""
+    moments = [Moment("Enqueued", job.created_at)]
+    if job.scheduled_at is not None:
+        due = since(now, job.scheduled_at) if job.scheduled_at > now else ""
+        moments.append(Moment("Scheduled for", job.scheduled_at, f"in {due}" if due else ""))
+    if job.started_at is not None:
+        moments.append(Moment("First started", job.started_at))
+    for failure in failures[::-1][: -1 if job.failed else None]:
+        by = f" on {failure.worker}" if failure.worker else ""
+        moments.append(Moment(f"Attempt {failure.attempt} failed", None, f"{failure.exception_class}{by}"))
+    if job.last_attempted_at is not None and job.last_attempted_at != job.started_at:
+        moments.append(Moment("Last started", job.last_attempted_at))
+    match job.status:
+        case "ready":
+            at = job.ready_execution.created_at
+            moments.append(Moment("Ready", at, f"waiting for {since(at, now)}"))
+        case "blocked":
+            at = job.blocked_execution.created_at
+            moments.append(Moment("Blocked", at, f"for {since(at, now)}, until the key is free"))
+            moments.append(Moment("Tries again at the latest", job.blocked_execution.expires_at))
+        case "claimed":
+            at, process = job.claimed_execution.created_at, job.claimed_execution.process
+            name = process.name if process else "a process that is gone"
+            url = admin.url_of(process) if process else ""
+            moments.append(Moment("Running", at, f"for {since(at, now)} on {name}", url))
+        case "failed":
+            worker = failures[0].worker
+            by = f" on {worker}" if worker else ""
+            moments.append(Moment("Failed", job.failed_execution.created_at, f"{failures[0].exception_class}{by}"))
+        case "finished":
+            workers = _strings(shown.parse(job.worker_ids_text))
+            detail = f"on {workers[-1]}" if workers else "without running: its concurrency key was taken"
+            moments.append(Moment("Finished", job.finished_at, detail))
+    return moments
+
+
+# ---- what it belongs to -----------------------------------------------------------------------------
+
+
+def holders(config: BackendConfig, key: str) -> list[Job]:
+    """Jobs of any backend that hold a slot of a key: they run, or are ready to."""
+    using = config.database_alias
+    claims = ClaimedExecution.objects.using(using)
+    oldest = claims.order_by("-pk").values_list("pk", flat=True)[_RUNNING : _RUNNING + 1].first() or 0
+    running = claims.filter(pk__gt=oldest, job__concurrency_key=key).order_by("pk")[:_LISTED]
+    ready = ReadyExecution.objects.using(using).filter(concurrency_key=key).order_by("pk")[:_LISTED]
+    return _jobs(config, [*running.values_list("job_id", flat=True), *ready.values_list("job_id", flat=True)])
+
+
+def waiters(config: BackendConfig, key: str) -> list[Job]:
+    """Jobs of any backend that wait for a key, the next first."""
+    rows = BlockedExecution.objects.using(config.database_alias).filter(concurrency_key=key)
+    return _jobs(config, list(rows.order_by("-priority", "id").values_list("job_id", flat=True)[:_LISTED]))
+
+
+def _jobs(config: BackendConfig, ids: Sequence[UUID]) -> list[Job]:
+    rows = Job.objects.using(config.database_alias).filter(pk__in=ids).select_related(*STATE_ROWS)
+    found = {job.pk: job for job in rows.defer(*JSON_FIELDS)}
+    return [found[job_id] for job_id in ids if job_id in found]
+
+
+def _limit(admin: RecordAdmin, config: BackendConfig, job: Job) -> dict[str, Any] | None:
+    key = job.concurrency_key
+    if not key:
+        return None
+    semaphore = Semaphore.objects.using(config.database_alias).filter(key=key).first()
+    return {
+        "key": shown.visible(key, longest=255, lines=False),
+        "limit": job.concurrency_limit,
+        "semaphore": semaphore,
+        "semaphore_url": admin.url_of(semaphore, backend=config.alias) if semaphore else "",
+        "holders": linked(admin, holders(config, key)),
+        "waiters": linked(admin, waiters(config, key)),
+        "most": _LISTED,
+    }
+
+
+def linked(admin: RecordAdmin, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+    return [(job, admin.url_of(job)) for job in jobs]
+
+
+def _recurring(admin: RecordAdmin, config: BackendConfig, job: Any) -> dict[str, Any] | None:
+    tick = getattr(job, "recurring_execution", None)
+    if tick is None:
+        return None
+    rows = RecurringTask.objects.using(config.database_alias).defer("payload")
+    task = rows.filter(backend_alias=job.backend_alias, key=tick.task_key).first()
+    return {"key": tick.task_key, "run_at": tick.run_at, "url": admin.url_of(task) if task else ""}
+
+
+def _queue_url(admin: RecordAdmin, job: Job) -> str:
+    """The queue's page on the dashboard."""
+    name = "admin:dj_queue_dashboard_queue"
+    address = reverse(name, args=[job.queue_name], current_app=admin.admin_site.name)
+    return f"{address}?{urlencode({'backend': job.backend_alias})}"

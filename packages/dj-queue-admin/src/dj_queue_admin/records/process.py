@@ -1,0 +1,107 @@
+"""Processes: what runs where, how long ago it gave a sign of life, and what it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from django.contrib import admin
+from django.db.models import Q, QuerySet
+from django.http import HttpRequest
+from django.utils.safestring import SafeString
+
+from dj_queue.config import BackendConfig, backend_config
+from dj_queue.models import ClaimedExecution, Job, Process
+from dj_queue.operations import recurring
+from dj_queue_admin import backends, permissions
+from dj_queue_admin.records import job_page, selection, shown
+from dj_queue_admin.records.cells import badge, link, moment, since
+from dj_queue_admin.records.listing import Found, count_up_to_cap
+from dj_queue_admin.records.record import RecordAdmin
+from dj_queue_admin.redaction import redaction
+
+CLAIMS: Final = 50
+_RUNNING = 20_000
+
+
+class ProcessAdmin(RecordAdmin):
+    list_display = ("process", "kind", "status", "heartbeat", "host", "supervised")
+    list_display_links = None
+    filters_template = "dj_queue_admin/records/process_filters.html"
+    detail_template = "dj_queue_admin/records/process.html"
+
+    def get_queryset(self, request: HttpRequest) -> QuerySet[Process]:
+        return super().get_queryset(request).defer("metadata").select_related("supervisor")
+
+    def find(self, request: HttpRequest, text: str) -> Found:
+        config = backends.selected(request)
+        given = selection.given(request.GET)
+        mistakes = tuple(f"{name} holds a character that no database stores" for name in given if "\0" in given[name])
+        rows = self.get_queryset(request).order_by("supervisor_id", "kind", "name", "pk")
+        if given["status"] in ("live", "stale"):
+            oldest = recurring.now(config) - timedelta(seconds=config.process_alive_threshold)
+            fresh = Q(last_heartbeat_at__gte=oldest)
+            rows = rows.filter(fresh if given["status"] == "live" else ~fresh)
+        for name in ("kind", "hostname"):
+            if given[name]:
+                rows = rows.filter(**{name: given[name]})
+        if mistakes:
+            rows = rows.none()
+        return Found(rows, count_up_to_cap(rows), "", mistakes)
+
+    def load(self, request: HttpRequest, rows: Sequence[Any]) -> list[Any]:
+        now = recurring.now(backends.selected(request))
+        for row in rows:
+            row.now = now
+        return list(rows)
+
+    def filters(self, request: HttpRequest, config: BackendConfig) -> dict[str, Any]:
+        return {"kinds": Process.Kind.values, "statuses": ("live", "stale")}
+
+    @admin.display(description="Process")
+    def process(self, row: Process) -> SafeString:
+        return link(self.url_of(row), f"{row.name}, pid {row.pid}")
+
+    @admin.display(description="Status")
+    def status(self, row: Any) -> SafeString:
+        return badge("live" if alive(row, row.now) else "stale")
+
+    @admin.display(description="Last heartbeat")
+    def heartbeat(self, row: Process) -> SafeString:
+        return moment(row.last_heartbeat_at)
+
+    @admin.display(description="Host")
+    def host(self, row: Process) -> str:
+        return shown.visible(row.hostname, longest=100, lines=False)
+
+    @admin.display(description="Supervisor")
+    def supervised(self, row: Process) -> SafeString | str:
+        return link(self.url_of(row.supervisor), row.supervisor.name) if row.supervisor else ""
+
+    def detail(self, request: HttpRequest, config: BackendConfig, row: Any) -> dict[str, Any]:
+        now = recurring.now(config)
+        using = config.database_alias
+        metadata = shown.read_field(Process.objects.using(using).filter(pk=row.pk), "metadata")
+        claims = ClaimedExecution.objects.using(using)
+        oldest = claims.order_by("-pk").values_list("pk", flat=True)[_RUNNING : _RUNNING + 1].first() or 0
+        held = claims.filter(pk__gt=oldest, process_id=row.pk).order_by("pk")
+        ids = list(held.values_list("job_id", flat=True)[: CLAIMS + 1])
+        jobs = Job.objects.using(using).filter(pk__in=ids[:CLAIMS]).defer(*job_page.JSON_FIELDS)
+        children = list(row.children.using(using).defer("metadata").order_by("kind", "name"))
+        return {
+            "alive": alive(row, now),
+            "heartbeat_age": since(row.last_heartbeat_at, now),
+            "uptime": since(row.created_at, now),
+            "threshold": config.process_alive_threshold,
+            "metadata": shown.pretty(redaction().of(metadata)) if permissions.may_read(request, Process) else "",
+            "children": [(child, self.url_of(child), alive(child, now)) for child in children],
+            "supervisor_url": self.url_of(row.supervisor) if row.supervisor else "",
+            "claims": job_page.linked(self, list(jobs.select_related("claimed_execution"))),
+            "more_claims": len(ids) > CLAIMS,
+        }
+
+
+def alive(row: Process, now: datetime) -> bool:
+    age = now - row.last_heartbeat_at
+    return age <= timedelta(seconds=backend_config(row.backend_alias).process_alive_threshold)

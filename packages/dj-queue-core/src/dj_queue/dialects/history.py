@@ -1,0 +1,210 @@
+"""Reading spans of the jobs' primary key, and of the failures' index on time: the same text on every database.
+
+Each span is a subselect of its own with a limit of its own, all in one statement: whatever the tables
+hold, no more rows are read than the limits allow.
+"""
+
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from django.conf import settings
+from django.db.backends.utils import CursorWrapper
+from django.utils import timezone
+from django.utils.dateparse import parse_datetime
+
+
+class Span(NamedTuple):
+    """From an id on, up to but without another."""
+
+    first: UUID
+    end: UUID
+
+
+class Extent(NamedTuple):
+    """How many jobs a span has, up to a cap; where that is reached, the ids at which the cap ends from either side."""
+
+    jobs: int
+    from_start: UUID | None
+    from_end: UUID | None
+
+
+class SampledJob(NamedTuple):
+    span: int
+    id: UUID
+    created_at: datetime
+    scheduled_at: datetime | None
+    started_at: datetime | None
+    last_attempted_at: datetime | None
+    finished_at: datetime | None
+    claimed_at: datetime | None
+    failed_at: datetime | None
+    backend_alias: str
+    queue_name: str
+
+
+class Failures(NamedTuple):
+    """How many failed jobs a span of time has; `looked_at` counts those of other aliases and queues too."""
+
+    ours: int
+    looked_at: int
+
+
+def extents(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None) -> list[Extent]:
+    """Count the jobs of each span, up to a cap, of one queue (alias, name) or of all."""
+    params: list[Any] = []
+    if queue is None:
+        # Planned once for all spans.
+        listed, params = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        one = _extent("span.n", "id >= span.first AND id < span.upto", queue, cap)
+        cursor.execute(f"{one} FROM ({listed}) AS span", params)
+    else:
+        # With its bounds in sight for each span: else a planner may read all queues' jobs by the primary key.
+        condition, among = _condition(queue)
+        for n, span in enumerate(spans):
+            params += [n, *4 * [*among, *_ids(cursor, span)]]
+        cursor.execute(" UNION ALL ".join([_extent("%s", condition, queue, cap)] * len(spans)), params)
+    found = {
+        n: Extent(cap if count is None else count, _uuid(start), _uuid(end))
+        for n, count, start, end in cursor.fetchall()
+    }
+    return [found[n] for n in range(len(spans))]
+
+
+def _extent(n: str, condition: str, queue: tuple[str, str] | None, cap: int) -> str:
+    """The count, or nothing where that would exceed the cap; and the ids at the cap from either side."""
+    rows = f"FROM dj_queue_jobs WHERE {condition}"
+    from_start = f"(SELECT id {rows} ORDER BY {_order(queue)} LIMIT 1 OFFSET {cap - 1:d})"
+    from_end = f"(SELECT id {rows} ORDER BY {_order(queue, 'DESC')} LIMIT 1 OFFSET {cap - 1:d})"
+    counted = f"CASE WHEN {from_start} IS NULL THEN (SELECT count(*) {rows}) END"
+    return f"SELECT {n} AS n, {counted} AS jobs, {from_start} AS from_start, {from_end} AS from_end"
+
+
+def counts(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None) -> list[int]:
+    """Count the jobs of each span, up to a cap."""
+    condition, among = _condition(queue)
+    one = (
+        "SELECT %s AS span, count(*) AS jobs FROM"
+        f" (SELECT 1 AS one FROM dj_queue_jobs WHERE {condition} LIMIT {cap:d}) AS counted"
+    )
+    params: list[Any] = []
+    for n, span in enumerate(spans):
+        params += [n, *among, *_ids(cursor, span)]
+    cursor.execute(" UNION ALL ".join([one] * len(spans)), params)
+    found = dict(cursor.fetchall())
+    return [found[n] for n in range(len(spans))]
+
+
+def sample(
+    cursor: CursorWrapper, spans: Sequence[Span], *, limit: int, queue: tuple[str, str] | None, lateral: bool
+) -> list[SampledJob]:
+    """Read the first jobs of each span, so many at most."""
+    params: list[Any] = []
+    if lateral and queue is None:
+        listed, params = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        sampled = (
+            f"SELECT span.n AS span, job.* FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {_SAMPLED}"
+            f" FROM dj_queue_jobs WHERE id >= span.first AND id < span.upto ORDER BY id LIMIT {limit:d}) AS job"
+        )
+    else:
+        condition, among = _condition(queue)
+        one = (
+            f"SELECT * FROM (SELECT %s AS span, {_SAMPLED} FROM dj_queue_jobs WHERE {condition}"
+            f" ORDER BY {_order(queue)} LIMIT {limit:d}) AS sampled"
+        )
+        for n, span in enumerate(spans):
+            params += [n, *among, *_ids(cursor, span)]
+        sampled = " UNION ALL ".join([one] * len(spans))
+    cursor.execute(f"SELECT span, {_LOOKED_UP} FROM ({sampled}) AS job", params)
+    zone = cursor.db.timezone or timezone.get_default_timezone()
+    return [
+        SampledJob(row[0], _uuid(row[1]), *(_time(value, zone) for value in row[2:9]), *row[9:])  # type: ignore[arg-type]
+        for row in cursor.fetchall()
+    ]
+
+
+def failures(
+    cursor: CursorWrapper,
+    times: Sequence[tuple[datetime, datetime]],
+    *,
+    cap: int,
+    alias: str,
+    queue_name: str | None,
+    lateral: bool,
+) -> list[Failures]:
+    """Count the failed jobs of each span of time, looking at so many at most."""
+    ours, among = "backend_alias = %s", [alias]
+    if queue_name is not None:
+        ours, among = f"{ours} AND queue_name = %s", [alias, queue_name]
+    stored = [(n, _stored(cursor, start), _stored(cursor, end)) for n, (start, end) in enumerate(times)]
+    counts = f"count(CASE WHEN {ours} THEN 1 END) AS ours, count(*) AS looked_at"
+    looked = "SELECT backend_alias, queue_name FROM dj_queue_failed_executions WHERE created_at"
+    if lateral:
+        listed, params = _listed(stored)
+        cursor.execute(
+            f"SELECT span.n, found.ours, found.looked_at FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {counts}"
+            f" FROM ({looked} >= span.first AND created_at < span.upto ORDER BY created_at LIMIT {cap:d}) AS looked"
+            ") AS found",
+            [*params, *among],
+        )
+    else:
+        one = f"SELECT %s AS span, {counts} FROM ({looked} >= %s AND created_at < %s LIMIT {cap:d}) AS looked"
+        params = [value for n, start, end in stored for value in (n, *among, start, end)]
+        cursor.execute(" UNION ALL ".join([one] * len(times)), params)
+    found = {n: Failures(mine, looked_at) for n, mine, looked_at in cursor.fetchall()}
+    return [found[n] for n in range(len(times))]
+
+
+_SAMPLED = "id, created_at, scheduled_at, started_at, last_attempted_at, finished_at, backend_alias, queue_name"
+# Only what has not finished is looked up in other tables, each by its unique index.
+_LOOKED_UP = (
+    "id, created_at, scheduled_at, started_at, last_attempted_at, finished_at,"
+    " CASE WHEN finished_at IS NULL THEN (SELECT claim.created_at FROM dj_queue_claimed_executions claim"
+    " WHERE claim.job_id = job.id) END,"
+    " CASE WHEN finished_at IS NULL THEN (SELECT failed.created_at FROM dj_queue_failed_executions failed"
+    " WHERE failed.job_id = job.id) END,"
+    " backend_alias, queue_name"
+)
+
+
+def _condition(queue: tuple[str, str] | None) -> tuple[str, list[str]]:
+    if queue is None:
+        return "id >= %s AND id < %s", []
+    return "backend_alias = %s AND queue_name = %s AND id >= %s AND id < %s", list(queue)
+
+
+def _listed(spans: Sequence[tuple[int, Any, Any]]) -> tuple[str, list[Any]]:
+    """Spans as rows (n, first, upto) of a table."""
+    one = "SELECT %s AS n, %s AS first, %s AS upto"
+    return " UNION ALL ".join([one] * len(spans)), [value for span in spans for value in span]
+
+
+def _order(queue: tuple[str, str] | None, direction: str = "") -> str:
+    # All columns of the index: so that no planner prefers the primary key, and filters a million rows there.
+    columns = ("id",) if queue is None else ("backend_alias", "queue_name", "id")
+    return ", ".join(f"{column} {direction}".rstrip() for column in columns)
+
+
+def _ids(cursor: CursorWrapper, span: Span) -> Iterable[Any]:
+    native = cursor.db.features.has_native_uuid_field
+    return span if native else (span.first.hex, span.end.hex)
+
+
+def _uuid(value: Any) -> UUID | None:
+    return value if value is None or isinstance(value, UUID) else UUID(value)
+
+
+def _stored(cursor: CursorWrapper, time: datetime) -> Any:
+    if not settings.USE_TZ:
+        time = timezone.make_naive(time)
+    return cursor.db.ops.adapt_datetimefield_value(time)
+
+
+def _time(value: Any, zone: Any) -> datetime | None:
+    """A time with its zone: some drivers know nothing of zones, and one only of text."""
+    if value is None:
+        return None
+    time = parse_datetime(value) if isinstance(value, str) else value
+    assert isinstance(time, datetime)
+    return timezone.make_aware(time, zone) if timezone.is_naive(time) else time

@@ -1,0 +1,106 @@
+"""Serves what workers have counted: `python -m dj_queue_prometheus.listener`, started by a supervisor.
+
+A process of its own, because a thread in a supervisor that forks would leave its children with whatever
+lock it held. It loads neither Django nor the project. Its standard input is its supervisor's life: the
+first line says what to serve, and the end of it, however that came, ends the process and removes the folder.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import shutil
+import signal
+import socket
+import struct
+import sys
+import threading
+from contextlib import suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server_version = "dj-queue"
+    sys_version = ""
+    timeout = 10  # seconds for a client that sends nothing
+    folder: str
+    token: str | None = None
+
+    def do_GET(self) -> None:
+        if self.path.partition("?")[0] != "/metrics":
+            self._answer(404, b"not found: use /metrics\n")
+        elif self.token is not None and not self._has_token(self.token):
+            self._answer(401, b"unauthorized\n", {"WWW-Authenticate": "Bearer"})
+        else:
+            self._answer(200, _exposition(self.folder), {"Content-Type": CONTENT_TYPE})
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+        """Scrapes are no news."""
+
+    def _has_token(self, token: str) -> bool:
+        scheme, _, given = self.headers.get("Authorization", "").partition(" ")
+        # Headers are read as Latin-1.
+        sent = given.strip(" ").encode("latin-1", "replace")
+        return scheme.lower() == "bearer" and hmac.compare_digest(sent, token.encode("utf-8", "surrogatepass"))
+
+    def _answer(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        given = {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-store", **(headers or {})}
+        for name, value in given.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that goes away in between is no news either."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
+
+
+def main() -> None:
+    # It ends with its supervisor and not before, so that the last jobs are seen too.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    given = json.loads(sys.stdin.readline())
+    Handler.folder, Handler.token = given["folder"], given["token"]
+    server = Server(("", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = socket.socket(fileno=given["socket"])
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        sys.stdin.read()
+    finally:
+        shutil.rmtree(given["folder"], ignore_errors=True)
+
+
+def _exposition(folder: str) -> bytes:
+    registry = CollectorRegistry()
+    for _ in range(3):
+        # A file that is just being made has no size yet.
+        with suppress(struct.error, FileNotFoundError):
+            if Path(folder).is_dir():
+                MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+                return generate_latest(registry)
+            break
+        registry = CollectorRegistry()
+    return b""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A site whose server runs the queue too."""

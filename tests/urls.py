@@ -1,0 +1,11 @@
+"""The test project's addresses: the admin's default site, and one of its own."""
+
+from django.contrib import admin
+from django.urls import path
+
+from tests.admin.site import console
+
+urlpatterns = [
+    path("admin/", admin.site.urls),
+    path("console/", console.urls),
+]
