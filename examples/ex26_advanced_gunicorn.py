@@ -42,5 +42,6 @@ if __name__ == "__main__":
         os.kill(host, signal.SIGKILL)
         successor = host_of_next_job(url)
         print("the host was killed, and another worker followed:", successor != host)
-        print("what the host had registered is settled:", not Process.objects.filter(pid=host).exists())
+        wait_for(lambda: not Process.objects.filter(pid=host).exists())
+        print("what the host had registered is settled at once")
     print("after the server's end:", Process.objects.count(), "processes")

@@ -68,6 +68,8 @@ def setup() -> None:
         INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue"],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         DATABASES=databases,
+        ROOT_URLCONF="urls",
+        ALLOWED_HOSTS=["*"],
         DATABASE_ROUTERS=["dj_queue.routers.DjQueueRouter"],
         TASKS={
             "default": {

@@ -74,8 +74,16 @@ PRINTS = {
     "ex26_advanced_gunicorn": [
         "supervisors in two workers: 1",
         "the host was killed, and another worker followed: True",
-        "what the host had registered is settled: True",
+        "what the host had registered is settled at once",
         "after the server's end: 0 processes",
+    ],
+    "ex27_advanced_monitoring": [
+        "email: 1 ready, 0 workers",
+        "reports is paused: True",
+        "ready: 503 live: 200",
+        "email: 0 ready, 1 workers",
+        "ready: 200",
+        'dj_queue_queue_jobs{backend="default",queue="email",state="finished"} 1.0',
     ],
 }
 

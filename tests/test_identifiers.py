@@ -6,12 +6,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from uuid import RFC_4122, UUID
 
 import pytest
 
 from dj_queue import identifiers
-from dj_queue.identifiers import uuid7
+from dj_queue.identifiers import earliest_at, uuid7
+from tests.conftest import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -116,3 +118,13 @@ def test_random_bits_differ_after_a_fork() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert len(set(run.stdout.split())) == 2
+
+
+def test_the_earliest_of_a_moment_divides_the_ids_by_time() -> None:
+    before = [uuid7() for _ in range(10)]
+    moment = datetime.now(UTC) + timedelta(milliseconds=5)
+    assert max(before) < earliest_at(moment)
+    wait_until(lambda: datetime.now(UTC) > moment)
+    assert earliest_at(moment) < uuid7()
+    assert earliest_at(datetime(1900, 1, 1, tzinfo=UTC)) < before[0]
+    assert earliest_at(moment).version == 7

@@ -42,6 +42,8 @@ def main() -> None:
 
 
 def take(browser: Any, address: str, folder: Path) -> None:
+    from dj_queue.models import FailedExecution
+
     wide = {"width": 1320, "height": 900}
     context = browser.new_context(viewport=wide, device_scale_factor=1.5, locale="en-GB", timezone_id="Europe/Berlin")
     page = context.new_page()
@@ -53,13 +55,19 @@ def take(browser: Any, address: str, folder: Path) -> None:
     page.add_init_script("localStorage.setItem('django.admin.navSidebarIsOpen', 'false')")
 
     def shoot(path: str, name: str, **options: Any) -> None:
-        page.goto(f"{address}/admin/dj_queue/dashboard/{path}")
+        path = path if path.startswith("/") else f"/admin/dj_queue/dashboard/{path}"
+        page.goto(f"{address}{path}")
         page.wait_for_load_state("networkidle")
         page.screenshot(path=folder / f"{name}.png", **{"full_page": True, **options})
 
     shoot("", "dashboard")
     page.set_viewport_size({"width": 1320, "height": 1180})
     shoot("queue/webhooks/?state=failed", "dashboard-queue", full_page=False)
+    page.set_viewport_size({"width": 1320, "height": 760})
+    failed = FailedExecution.objects.filter(queue_name="webhooks").order_by("-pk")[0]
+    shoot(f"/admin/dj_queue/job/{failed.job_id}/change/", "job")
+    page.set_viewport_size({"width": 1320, "height": 480})
+    shoot("/admin/dj_queue/failedexecution/groups/", "failed-groups")
     page.emulate_media(color_scheme="dark")
     shoot("", "dashboard-dark")
     page.emulate_media(color_scheme="light")

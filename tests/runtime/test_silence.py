@@ -17,11 +17,11 @@ from tests.runtime.test_recovery import ONE_THREAD, WATCHFUL, enqueue, failures,
 # As in life, but sooner.
 SOON = """
 from dj_queue.dialects import postgresql_peer
-from dj_queue.runtime import worker
+from dj_queue.runtime import listener, worker
 
 postgresql_peer.PATIENCE = 0.5
 postgresql_peer.LONGEST = 3.0
-worker._PING = 0.5
+listener._PING = 0.5
 """
 
 

@@ -4,6 +4,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from django.db import OperationalError, connection
 from django.test import Client
 from django.utils import timezone
 
@@ -152,3 +153,24 @@ def test_another_backends_rows_are_not_there(two_backends: None, admin_client: C
         assert admin_client.get(f"/admin/dj_queue/{model}/{row.pk}/change/").status_code == 302
         assert admin_client.get(f"/admin/dj_queue/{model}/?backend=other").context["cl"].result_list == [row]
         assert admin_client.get(f"/admin/dj_queue/{model}/{row.pk}/change/?backend=other").status_code == 200
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("page", ["", "1/change/", "1/history/", "bulk/?verb=retry", "groups/"])
+def test_a_database_that_is_down_gives_a_calm_page(
+    admin_client: Client, monkeypatch: pytest.MonkeyPatch, model: str, page: str
+) -> None:
+    def down(*args: Any, **kwargs: Any) -> Any:
+        raise OperationalError("server closed the connection unexpectedly at 10.0.0.7")
+
+    monkeypatch.setattr(connection, "cursor", down)
+    for method in (admin_client.get, admin_client.post):
+        answer = method(f"/admin/dj_queue/{model}/{page}")
+        assert answer.status_code == 503
+        assert "10.0.0.7" not in answer.content.decode()
+
+
+def test_each_page_loads_the_consoles_script_once(everything: dict[str, Any], admin_client: Client) -> None:
+    job = everything["failed"]
+    for page in ("job/", f"job/{job.pk}/change/", "failedexecution/groups/", "failedexecution/bulk/?verb=retry"):
+        assert admin_client.get(f"/admin/dj_queue/{page}").content.decode().count("console.js") == 1

@@ -3,6 +3,7 @@
 A process of its own, because a thread in a supervisor that forks would leave its children with whatever
 lock it held. It loads neither Django nor the project. Its standard input is its supervisor's life: the
 first line says what to serve, and the end of it, however that came, ends the process and removes the folder.
+Signals to the whole group are blocked by whoever starts it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import hmac
 import json
 import shutil
-import signal
 import socket
 import struct
 import sys
@@ -74,9 +74,6 @@ class Server(ThreadingHTTPServer):
 
 
 def main() -> None:
-    # It ends with its supervisor and not before, so that the last jobs are seen too.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     given = json.loads(sys.stdin.readline())
     Handler.folder, Handler.token = given["folder"], given["token"]
     server = Server(("", 0), Handler, bind_and_activate=False)

@@ -44,17 +44,27 @@ class Recorder:
         self._series: dict[tuple[str, str], _Series] = {}
         # In async mode several workers tell one recorder.
         self._lock = threading.Lock()
+        self._closed = False
 
     def __call__(self, event: str, fields: Mapping[str, Any]) -> None:
         # Recovery tells of failures too, without these: nobody knows how long such a job ran.
         if fields.get("backend_alias") != self._backend_alias:
             return
         with self._lock:
+            if self._closed:
+                return
             series = self._find(fields["queue_name"], fields["task_path"])
             series.finished.add(1) if event == "job.executed" else series.failed.add(1)
             series.duration.observe(fields["seconds"])
             if fields["waited_seconds"] is not None:
                 series.wait.observe(fields["waited_seconds"])
+
+    def close(self) -> None:
+        """Count no more, also for a worker's thread that has not ended yet."""
+        with self._lock:
+            self._closed = True
+            for file in (self._counters, self._histograms):
+                file.close()  # type: ignore[no-untyped-call]
 
     def _find(self, queue: str, task: str) -> _Series:
         found = self._series.get((queue, task))

@@ -9,10 +9,12 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +40,8 @@ class Listening(NamedTuple):
 # By backend alias. What a forked child finds here is its supervisor's.
 _listening: dict[str, Listening] = {}
 _recorders: dict[str, Recorder] = {}
+# In async mode, workers start in threads at the same time.
+_lock = threading.Lock()
 
 
 def register() -> None:
@@ -61,7 +65,7 @@ def start(supervisor: Any) -> None:
         logger.error(
             "dj_queue %s serves no metrics on %s, port %s: %s. The queue runs on without. Stop what listens there,"
             " or choose another port in %s.",
-            supervisor.name, options.address, port, error.strerror or error, SETTING,
+            supervisor.name, options.address, port, os.strerror(error.errno) if error.errno else error, SETTING,
         )  # fmt: skip
         return
     with listening:
@@ -81,11 +85,13 @@ def record(worker: Any) -> None:
     let_go(worker)
     alias = worker.backend_alias
     there = _listening.get(alias)
-    if there is None or alias in _recorders:
-        return
-    recorder = Recorder(there.folder, worker.name, backend_alias=alias, most_series=there.options.most_series)
-    _recorders[alias] = recorder
-    events.subscribe(recorder, *Recorder.EVENTS)
+    with _lock:
+        if there is None or alias in _recorders:
+            return
+        _recorders[alias] = Recorder(
+            there.folder, worker.name, backend_alias=alias, most_series=there.options.most_series
+        )
+        events.subscribe(_recorders[alias], *Recorder.EVENTS)
 
 
 def let_go(runner: Any) -> None:
@@ -100,6 +106,7 @@ def stop(supervisor: Any) -> None:
     recorder = _recorders.pop(alias, None)
     if recorder is not None:
         events.unsubscribe(recorder)
+        recorder.close()
     there = _listening.pop(alias, None)
     if there is None:
         return
@@ -120,13 +127,19 @@ def _bind(address: str, port: int) -> socket.socket:
 
 
 def _start_listener(listening: socket.socket, folder: Path) -> subprocess.Popen[bytes]:
-    listener = subprocess.Popen(
-        [sys.executable, "-P", "-m", "dj_queue_prometheus.listener"],
-        stdin=subprocess.PIPE,
-        pass_fds=[listening.fileno()],
-        # The same modules as here, wherever this process found them.
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
+    # It ends with its supervisor and not before, so that the last jobs are seen too: what a terminal or a service
+    # manager sends to the whole group is not for it. A mask is inherited, so there is no moment without it.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM, signal.SIGQUIT))
+    try:
+        listener = subprocess.Popen(
+            [sys.executable, "-P", "-m", "dj_queue_prometheus.listener"],
+            stdin=subprocess.PIPE,
+            pass_fds=[listening.fileno()],
+            # The same modules as here, wherever this process found them.
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     assert listener.stdin is not None
     given = {"socket": listening.fileno(), "folder": str(folder), "token": observability_token()}
     listener.stdin.write(json.dumps(given).encode() + b"\n")

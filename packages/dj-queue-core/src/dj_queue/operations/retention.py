@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
@@ -22,6 +23,7 @@ _CLOCKS_DIFFER = timedelta(hours=1)  # an id tells the time of the host that mad
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
 
 
+@dataclass(slots=True)
 class Walk:
     """How far a deletion of finished jobs has come.
 
@@ -29,9 +31,8 @@ class Walk:
     thousands a call. What stays among the deleted, failed jobs say, is then not read again at every call.
     """
 
-    def __init__(self) -> None:
-        self.after = _FIRST
-        self.ended = False
+    after: UUID = _FIRST
+    ended: bool = False
 
 
 class Retention:
@@ -46,7 +47,9 @@ class Retention:
         self._old, self._rest = Walk(), Walk()
 
     def delete_batch(self) -> int:
-        now = transactions.run(self._config.database_alias, lambda dialect, cursor: dialect.now(cursor))
+        now = transactions.run(
+            self._config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True
+        )
         border = earliest_at(now - timedelta(seconds=self._older_than) + _CLOCKS_DIFFER)
         return self._step(self._old, up_to=border) or self._step(self._rest, start=border)
 
