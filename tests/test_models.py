@@ -219,7 +219,7 @@ def test_the_migration_can_be_reversed() -> None:
     output = io.StringIO()
     call_command("sqlmigrate", "dj_queue", "0001", backwards=True, stdout=output)
     for table in PROMISED:
-        assert f'DROP TABLE "{table}"' in output.getvalue()
+        assert f"DROP TABLE {connection.ops.quote_name(table)}" in output.getvalue()
 
 
 def test_system_checks_of_the_models_pass() -> None:

@@ -19,6 +19,7 @@ from tests.working import name_case
 
 WIDE = JSONLimits(depth=500)
 NARROW = JSONLimits(depth=3, nul=False)
+ROUNDING = JSONLimits(depth=500, wide_integers=False)
 
 
 class Colour(enum.StrEnum):
@@ -128,6 +129,16 @@ class TestNormalize:
         with pytest.raises(NotJSONError, match="NUL"):
             normalize(value, NARROW)
         assert "\\u0000" in dump(normalize(value, WIDE))
+
+    @pytest.mark.parametrize("value", [2**64, -(2**63) - 1, [10**40]], ids=name_case)
+    def test_integers_of_more_than_64_bits_depend_on_the_database(self, value: Any) -> None:
+        with pytest.raises(NotJSONError, match="64 bits"):
+            normalize(value, ROUNDING)
+        assert normalize(value, WIDE) == value
+
+    def test_numbers_that_fit_keep_their_type(self) -> None:
+        fitting = [2**64 - 1, -(2**63), True, 1e16, 1e300]
+        assert [(type(each), each) for each in normalize(fitting, ROUNDING)] == [(type(each), each) for each in fitting]
 
     @given(
         st.recursive(

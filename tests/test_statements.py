@@ -11,7 +11,7 @@ from django.utils import timezone
 
 from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for
-from dj_queue.models import Job, Pause
+from dj_queue.models import Job, Pause, ScheduledExecution
 from dj_queue.operations import execution, jobs
 from tests.conftest import wait_until
 from tests.project.tasks import add, fail, one_per_key
@@ -20,9 +20,7 @@ from tests.working import WORKER, claim, run, states
 # In autocommit, as enqueuers and workers are: a transaction around the test would hide BEGIN and COMMIT.
 pytestmark = pytest.mark.django_db(transaction=True)
 
-one_statement = pytest.mark.skipif(
-    not dialect_for("default").one_statement, reason="the database needs several statements for a step"
-)
+one_statement = pytest.mark.needs("one statement")
 BATCHES = [1, 10, 500]
 SELECTORS = [["*"], ["a"], ["a", "b"], ["a*", "b"], ["a", "*"], ["a*", "b*", "c", "*"]]
 
@@ -213,6 +211,94 @@ def test_a_driver_that_takes_one_statement_at_a_time(monkeypatch: Any) -> None:
     done = run(claim(3))
     assert len(statements(lambda: finish(done))) == 4
     assert states() == {"finished": 1, "ready": 1, "blocked": 1}
+
+
+@pytest.mark.needs("several statements")
+class TestSeveralStatements:
+    """Where a step is a transaction: how many statements it has, BEGIN and COMMIT included."""
+
+    def test_enqueue(self) -> None:
+        """The clock, the jobs, the ready or the scheduled rows."""
+        later = add.using(run_after=timezone.now() + timezone.timedelta(hours=1))
+        assert len(statements(lambda: add.enqueue(1, 2))) == 5
+        assert len(statements(lambda: later.enqueue(1, 2))) == 5
+        calls = [(later if i % 2 else add, [i, i], {}) for i in range(1000)]
+        assert len(statements(lambda: default_task_backend.enqueue_all(calls))) == 6
+        assert states() == {"ready": 501, "scheduled": 501}
+
+    @pytest.mark.parametrize("batch", BATCHES)
+    def test_claim(self, batch: int) -> None:
+        """Is there any, outside the transaction; the pick where nothing is paused, its end, the claims, the jobs."""
+        fill(batch, "a")
+        claim(1)
+        fill(1, "a")
+        claimed: list[execution.Job] = []
+        assert len(statements(lambda: claimed.extend(claim(batch)))) == 7
+        assert len(claimed) == batch
+
+    @pytest.mark.parametrize("queues", SELECTORS, ids=",".join)
+    def test_claim_by_selectors(self, queues: list[str]) -> None:
+        """One more statement for the names of queues, asked for at once when none of them is new, and a pick each."""
+        for queue in ("a", "a2", "b", "c"):
+            fill(2, queue)
+        claim(1, queues=queues)
+        claimed: list[execution.Job] = []
+        ran = statements(lambda: claimed.extend(claim(10, queues=queues)))
+        assert len(ran) <= 8 + len(queues), ran
+        assert claimed
+
+    def test_claim_of_nothing(self) -> None:
+        assert len(statements(claim)) == 1
+
+    @pytest.mark.parametrize("batch", BATCHES)
+    def test_finish(self, batch: int, settings: Any) -> None:
+        """The claims' locks, the jobs, the failures, the claims' end."""
+        fill(batch)
+        done = run(claim(batch))
+        assert len(statements(lambda: finish(done))) == 5
+        fill(batch)
+        default_task_backend.enqueue_all((fail, [], {}) for _ in range(batch))
+        done = run(claim(2 * batch))
+        assert len(statements(lambda: finish(done))) == 6
+        settings.TASKS = {"default": {**settings.TASKS["default"], "OPTIONS": {"preserve_finished_jobs": False}}}
+        fill(batch)
+        done = run(claim(batch))
+        # Instead of the jobs' update: their ticks', and their own end.
+        assert len(statements(lambda: finish(done))) == 6
+        assert states() == {"finished": 2 * batch, "failed": batch}
+
+    @pytest.mark.parametrize("batch", BATCHES)
+    def test_release(self, batch: int) -> None:
+        """The claims' locks, the ready rows, the claims' end."""
+        fill(batch)
+        claimed = claim(batch)
+        assert len(statements(lambda: release(claimed))) == 5
+        assert Job.objects.ready().count() == batch
+
+    @pytest.mark.parametrize("batch", BATCHES)
+    def test_promotion(self, batch: int) -> None:
+        """Is any due, outside the transaction; how many are, which, with what keys, their end, the ready rows."""
+        later = add.using(run_after=timezone.now() + timezone.timedelta(hours=1))
+        default_task_backend.enqueue_all((later, [i, i], {}) for i in range(batch))
+        ScheduledExecution.objects.update(scheduled_at=timezone.now())
+        assert len(statements(lambda: jobs.promote(backend_config(), limit=batch))) == 8
+        assert Job.objects.ready().count() == batch
+        assert len(statements(lambda: jobs.promote(backend_config(), limit=batch))) == 1
+
+    @pytest.mark.parametrize("count", [1, 100])
+    @pytest.mark.parametrize("keys", [1, 100])
+    def test_jobs_with_a_concurrency_key(self, count: int, keys: int) -> None:
+        """Enqueue: the clock, the jobs, the semaphores looked for, made, looked for again and changed, the ready
+        and the blocked rows. Finish: beside its own, the semaphores' locks, the next blocked jobs, the clock,
+        their end, the ready rows, their jobs' durations, and the semaphores.
+        """
+        calls = [(one_per_key, [str(i % keys), i], {}) for i in range(count)]
+        ran = statements(lambda: default_task_backend.enqueue_all(calls))
+        assert len(ran) <= 10, ran
+        done = run(claim(count))
+        assert len(done) == min(keys, count)
+        ran = statements(lambda: finish(done))
+        assert len(ran) <= 12, ran
 
 
 STEPS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {

@@ -732,6 +732,7 @@ def test_a_semaphore_that_upkeep_deletes_just_now() -> None:
     """Who enqueues meanwhile waits for the row, and then there is none."""
     enqueue(tasks.one_per_key, "k")
     work()
+    key = Semaphore.objects.get().key
     waits = threading.Event()
 
     def say(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
@@ -745,7 +746,7 @@ def test_a_semaphore_that_upkeep_deletes_just_now() -> None:
 
     with ThreadPoolExecutor(1) as pool:
         with transaction.atomic():
-            row = Semaphore.objects.select_for_update().get()
+            row = Semaphore.objects.select_for_update().get(key=key)
             found = pool.submit(closing, enqueue_meanwhile)
             assert waits.wait(20)
             row.delete()

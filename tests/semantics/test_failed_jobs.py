@@ -27,6 +27,7 @@ from dj_queue.models import (
     ScheduledExecution,
 )
 from dj_queue.operations import jobs
+from tests import plans
 from tests.project import tasks
 from tests.working import claim, states, work
 
@@ -411,7 +412,8 @@ def test_many_due_jobs_become_ready_in_the_order_in_which_they_are_due(count: in
         rows[job_id].scheduled_at = later(60 * (minutes - 2 * count))
     ScheduledExecution.objects.bulk_update(rows.values(), ["scheduled_at"], batch_size=500)
     with connections["default"].cursor() as cursor:
-        cursor.execute("ANALYZE")
+        if reader := plans.reader():
+            reader.analyze(cursor)
     while jobs.promote_scheduled_jobs(batch_size=batch):
         pass
     found = ReadyExecution.objects.order_by("pk").values_list("job_id", flat=True)

@@ -12,6 +12,7 @@ from dj_queue.exceptions import NotJSONError
 _TEXT_LIMIT = 64 * 1024
 
 _WRITTEN_WITH_EXPONENT = 1e16
+_SMALLEST_INTEGER, _LARGEST_INTEGER = -(2**63), 2**64 - 1
 
 
 class JSONLimits(NamedTuple):
@@ -19,6 +20,7 @@ class JSONLimits(NamedTuple):
 
     depth: int
     nul: bool = True
+    wide_integers: bool = True  # of more than 64 bits
 
 
 def normalize(value: Any, limits: JSONLimits) -> Any:
@@ -27,7 +29,7 @@ def normalize(value: Any, limits: JSONLimits) -> Any:
     Tuples and other sequences become lists and UTF-8 bytes become text, as in Django's own
     backends. Raises `NotJSONError`, which names the place, for everything else that would
     change on its way: NaN, infinities, keys that are not text, lone surrogates, nesting deeper
-    than the database stores, and NUL characters where it refuses them.
+    than the database stores, NUL characters where it refuses them, and integers that it rounds.
     """
     return _normalize(value, limits, "", 0)
 
@@ -87,12 +89,14 @@ def _normalize(value: Any, limits: JSONLimits, path: str, depth: int) -> Any:
         case str():
             return _text(value, limits, path)
         case int():
+            if not limits.wide_integers and not _SMALLEST_INTEGER <= value <= _LARGEST_INTEGER:
+                raise NotJSONError(f"{_at(path)} is an integer of more than 64 bits, which this database rounds")
             return int(value)
         case float():
             if not math.isfinite(value):
                 raise NotJSONError(f"{_at(path)} is {value!r}, and JSON has no such number")
             # PostgreSQL writes such a number without an exponent, and it comes back as an integer.
-            return int(value) if abs(value) >= _WRITTEN_WITH_EXPONENT else float(value)
+            return int(value) if limits.wide_integers and abs(value) >= _WRITTEN_WITH_EXPONENT else float(value)
         case bytes():
             try:
                 return _text(value.decode(), limits, path)

@@ -68,7 +68,11 @@ def _dialect(vendor: str, database: str) -> Dialect:
         from dj_queue.dialects.sqlite import SQLite
 
         return SQLite()
+    if vendor == "mysql":
+        from dj_queue.dialects.mysql import MySQL
+
+        return MySQL()
     raise ImproperlyConfigured(
-        f"DATABASES[{database!r}] is a {vendor} database, and dj-queue runs on PostgreSQL and SQLite. "
+        f"DATABASES[{database!r}] is a {vendor} database, and dj-queue runs on PostgreSQL, MariaDB, MySQL and SQLite. "
         "Name one of those as the option database_alias."
     )

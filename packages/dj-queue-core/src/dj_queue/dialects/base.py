@@ -119,11 +119,27 @@ class Selector(NamedTuple):
     def everything(self) -> bool:
         return self.prefix and not self.name
 
+    def matches(self, queue_name: str) -> bool:
+        return queue_name.startswith(self.name) if self.prefix else queue_name == self.name
+
+
+def needed(selectors: Sequence[Selector]) -> list[Selector]:
+    """The selectors without those that an earlier one contains: they would pick the same rows once more."""
+    needed: list[Selector] = []
+    for selector in selectors:
+        if not any(
+            selector.name.startswith(earlier.name) if earlier.prefix else selector == earlier for earlier in needed
+        ):
+            needed.append(selector)
+    return needed
+
 
 class Dialect(ABC):
     vendor: str
     json_limits: JSONLimits
     one_statement = False
+    # Whether rows that several may insert are first looked for and locked.
+    locks_before_insert = False
     # Whether a derived table may refer to those before it.
     lateral = False
     # Whether `observing` needs a transaction around it.
@@ -247,6 +263,13 @@ class Dialect(ABC):
 
     def connection_limit(self, cursor: CursorWrapper) -> int | None:
         """How many connections the server allows to this user on this database; None if it sets no limit."""
+        return None
+
+    def prepare_transaction(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
+        """Adjust the transaction that is about to begin on anybody's connection."""
+
+    def refusal(self, connection: BaseDatabaseWrapper) -> str | None:
+        """Why no queue can live on this server, and what to do; None where it can."""
         return None
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:  # noqa: B027

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from dj_queue.dialects.base import LimitedJob, NewJob, Outcome, Selector
+from dj_queue.dialects.base import LimitedJob, NewJob, Outcome, Selector, needed
 
 # One channel for the whole database: a session that listens hears of every alias, and wakes for its own.
 CHANNEL = "dj_queue"
@@ -238,7 +238,7 @@ def picked(selectors: Sequence[Selector], lock: str) -> tuple[str, dict[str, Any
     """The CTE of the rows to claim, its branches in the order of the selectors, and its parameters."""
     branches: list[str] = []
     params: dict[str, Any] = {}
-    for prefix, group in groupby(_needed(selectors), key=lambda selector: selector.prefix):
+    for prefix, group in groupby(needed(selectors), key=lambda selector: selector.prefix):
         if not prefix:
             key = f"names{len(branches)}"
             params[key] = [selector.name for selector in group]
@@ -260,17 +260,6 @@ def picked(selectors: Sequence[Selector], lock: str) -> tuple[str, dict[str, Any
     names = f"{_NAMES},\n" if any(key.startswith("prefix") for key in params) else ""
     limit = " LIMIT %(limit)s" if len(branches) > 1 else ""
     return f"{names}picked AS MATERIALIZED ({'  UNION ALL'.join(branches)}{limit})", params
-
-
-def _needed(selectors: Sequence[Selector]) -> list[Selector]:
-    """The selectors without those that an earlier one contains: they would pick the same rows once more."""
-    needed: list[Selector] = []
-    for selector in selectors:
-        if not any(
-            selector.name.startswith(earlier.name) if earlier.prefix else selector == earlier for earlier in needed
-        ):
-            needed.append(selector)
-    return needed
 
 
 _BUT_NAMED = " AND names.queue_name <> ALL (%({names})s::text[])"

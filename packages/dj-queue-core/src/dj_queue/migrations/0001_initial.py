@@ -404,6 +404,7 @@ class Migration(migrations.Migration):
             model_name="scheduledexecution",
             index=models.Index(fields=["backend_alias", "queue_name", "scheduled_at"], name="dj_queue_scheduled_queue"),
         ),
-        # Storage parameters where the database has some: room for heap-only updates, and vacuum in time.
-        migrations.RunPython(tune_tables, migrations.RunPython.noop),
+        # What Django's schema does not say: storage parameters on PostgreSQL, collations on MySQL.
+        # Not a transaction of its own: MySQL has none for this, and elsewhere it is the migration's.
+        migrations.RunPython(tune_tables, migrations.RunPython.noop, atomic=False),
     ]

@@ -78,7 +78,7 @@ def dispatch(
     Called in the transaction that took them out of their last state, in the order in which the jobs
     are to start. Jobs without a key become ready.
     """
-    slots = _acquire(config, [job for job in jobs if job.concurrency_key], now)
+    slots = _acquire(config, dialect, [job for job in jobs if job.concurrency_key], now)
     ready: list[ReadyExecution] = []
     blocked: list[BlockedExecution] = []
     discarded: list[Job] = []
@@ -180,7 +180,7 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature:
 # ---- slots ------------------------------------------------------------------------------------------
 
 
-def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Counter[str]:
+def _acquire(config: BackendConfig, dialect: Dialect, jobs: Sequence[Job], now: datetime) -> Counter[str]:
     """Take as many slots as there are, at most one a job; return how many of each key."""
     if not jobs:
         return Counter()
@@ -189,7 +189,7 @@ def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Count
     rows = Semaphore.objects.using(config.database_alias)
     taken: Counter[str] = Counter()
     changed = []
-    for row in _locked(rows, latest, now):
+    for row in _locked(rows, latest, now, look_first=dialect.locks_before_insert):
         job = latest[row.key]
         limit = _limit(job)
         row.value += limit - row.limit
@@ -204,17 +204,20 @@ def _acquire(config: BackendConfig, jobs: Sequence[Job], now: datetime) -> Count
     return taken
 
 
-def _locked(rows: QuerySet[Semaphore], latest: Mapping[str, Job], now: datetime) -> Iterator[Semaphore]:
+def _locked(
+    rows: QuerySet[Semaphore], latest: Mapping[str, Job], now: datetime, *, look_first: bool
+) -> Iterator[Semaphore]:
     """The semaphores of these keys, created where there are none, and locked."""
     keys = sorted(latest)
-    for _ in range(_ATTEMPTS):
+    for attempt in range(_ATTEMPTS):
+        missing = [] if look_first and attempt == 0 else keys
         rows.bulk_create(
             [
                 Semaphore(
                     key=key, value=_limit(latest[key]), limit=_limit(latest[key]), expires_at=now,
                     created_at=now, updated_at=now,
                 )
-                for key in keys
+                for key in missing
             ],
             ignore_conflicts=True,
         )  # fmt: skip

@@ -47,7 +47,10 @@ def pause(config: BackendConfig, queue_name: str) -> None:
     # Whoever else pauses or resumes it just now: no error, and one row.
     now = dialect_for(config.database_alias).clock()
     row = Pause(backend_alias=config.alias, queue_name=queue_name, created_at=now)
-    Pause.objects.using(config.database_alias).bulk_create([row], ignore_conflicts=True)
+    pauses = Pause.objects.using(config.database_alias)
+    transactions.run(
+        config.database_alias, lambda *_: pauses.bulk_create([row], ignore_conflicts=True), one_statement=True
+    )
     events.emit("queue.paused", queue_name=queue_name)
 
 

@@ -70,7 +70,8 @@ def unschedule(key: str, *, backend_alias: str = "default") -> int:
     """Delete a dynamic recurring task; return 1, or 0 if there is none or it is configured in the settings."""
     config = backend_config(backend_alias)
     rows = RecurringTask.objects.using(config.database_alias)
-    return rows.filter(backend_alias=config.alias, key=key, static=False).delete()[0]
+    rows = rows.filter(backend_alias=config.alias, key=key, static=False)
+    return transactions.run(config.database_alias, lambda *_: rows.delete()[0], one_statement=True)
 
 
 def tasks(config: BackendConfig) -> list[RecurringTask]:

@@ -126,8 +126,11 @@ def delete_recurring(
 
 def keep_newest_ticks(database: str, job_ids: Sequence[UUID]) -> None:
     """Before these jobs are deleted: a task's newest tick must outlive its job. The others go with theirs."""
-    ticks = RecurringExecution.objects.using(database).filter(job_id__in=job_ids)
-    ticks.filter(~Exists(_newer())).update(job=None)
+    ticks = RecurringExecution.objects.using(database)
+    # Not in one statement: MySQL updates no table that it reads in a subquery.
+    newest = list(ticks.filter(~Exists(_newer()), job_id__in=job_ids).values_list("pk", flat=True))
+    if newest:
+        ticks.filter(pk__in=newest).update(job=None)
 
 
 # ---- what would go ----------------------------------------------------------------------------------

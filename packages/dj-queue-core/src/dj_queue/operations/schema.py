@@ -4,7 +4,7 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from django.core.exceptions import ImproperlyConfigured
-from django.db import Error, connections
+from django.db import Error, NotSupportedError, connections
 from django.db.migrations.loader import MigrationLoader
 from django.db.migrations.recorder import MigrationRecorder
 
@@ -27,10 +27,18 @@ def require_usable(database: str) -> None:
 
 
 def obstacle(database: str) -> str | None:
-    """What keeps the queue from using a database now, and the command to run; None if nothing does."""
+    """What keeps the queue from using a database now, and the command to run; None if nothing does.
+
+    Raises `ImproperlyConfigured` for a server that no waiting would mend.
+    """
     try:
+        refusal = dialect_for(database).refusal(connections[database])
+        if refusal:
+            raise ImproperlyConfigured(f"DATABASES[{database!r}] cannot hold a queue: {refusal}.")
         missing = unapplied_migrations(database)
         tables = missing or _has_tables(database)
+    except NotSupportedError as error:  # Django's own refusal of an old server
+        raise ImproperlyConfigured(f"DATABASES[{database!r}] cannot hold a queue: {error}") from error
     except Error as error:
         reason = str(error).strip().splitlines()
         return f"The database {database!r} does not answer ({reason[0] if reason else type(error).__name__})."

@@ -1,14 +1,19 @@
 """One unit of work on the queue's database."""
 
+import random
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.backends.utils import CursorWrapper
 
+from dj_queue import events
 from dj_queue.dialects import Dialect, dialect_for
 
-_ATTEMPTS = 5
+_ATTEMPTS = 8
+# Seconds before the second attempt, at most; twice as many before each further one.
+_FIRST_PAUSE = 0.005
 
 
 def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_statement: bool = False) -> T:
@@ -25,15 +30,20 @@ def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_st
             if one_statement and dialect.one_statement:
                 with connection.cursor() as cursor:
                     return work(dialect, cursor)
+            if not connection.in_atomic_block:
+                dialect.prepare_transaction(connection)
             with transaction.atomic(using=database), connection.cursor() as cursor:
                 return work(dialect, cursor)
         except OperationalError as error:
             if connection.in_atomic_block or attempt == _ATTEMPTS or not dialect.is_transient(error):
                 _advise(database, dialect, error)
                 raise
+            events.emit("transaction.retried", attempt=attempt, error=str(error))
         except DatabaseError as error:
             _advise(database, dialect, error)
             raise
+        # Those that collided must not meet again. What is waited for here is a few commits, no event.
+        time.sleep(random.uniform(0, _FIRST_PAUSE * 2 ** (attempt - 1)))
     raise AssertionError("unreachable")
 
 

@@ -1,0 +1,526 @@
+"""MySQL and MariaDB: each step is one short transaction of a fixed number of statements.
+
+At READ COMMITTED, where InnoDB locks rows and no gaps between them: workers that claim and finish at the
+same time do not wait for each other. Rows are locked with SKIP LOCKED where others may hold them, and
+deleted by primary key, in its order.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any
+from uuid import UUID
+
+from django.conf import settings
+from django.db import DataError, Error
+from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.base.schema import BaseDatabaseSchemaEditor
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Expression
+from django.utils import timezone
+
+from dj_queue.dialects import mysql_sql as sql
+from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob, needed
+from dj_queue.dialects.clock import Now, in_utc, mysql_clock
+from dj_queue.serialization import JSONLimits
+
+# Lock wait timeout, deadlock; a row that changed under a snapshot; a certification that failed at commit.
+_TRANSIENT = {1205, 1213, 1020, 3101}
+# What no other statement would get past: access, shutdown, read only, out of connections, memory or space,
+# killed and timed out. Every error of the client library is one of those, but for a packet too large.
+_AWAY = {
+    1021, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1077, 1079, 1080, 1081, 1114, 1129, 1130,
+    1135, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1206, 1223, 1226, 1290, 1317, 1792, 1836, 1927, 1969,
+    3024, 3100, 3159, 3168, 4031,
+}  # fmt: skip
+_CLIENT_ERRORS = range(2000, 3000)
+_PACKET_TOO_LARGE = 2020
+
+# The largest statement that is put together of many rows, in characters. One row may be larger.
+_STATEMENT = 256 * 1024
+# No server takes less, even if each character is escaped; and more than the rest of a statement.
+_SURELY_SENDABLE = 64 * 1024
+# So many times one statement asks the same.
+_UNION = 100
+_READ_COMMITTED = "read committed"
+
+
+@dataclass(frozen=True, slots=True)
+class _Server:
+    descending: bool  # whether the indexes hold priorities as they were declared; MariaDB 10.6 and 10.7 ignore that
+    largest_packet: int
+
+
+class MySQL(Dialect):
+    vendor = "mysql"
+    # What both store as it is: MariaDB stops at 32 levels, and MySQL rounds integers of more than 64 bits.
+    json_limits = JSONLimits(depth=30, wide_integers=False)
+    # Two transactions whose inserts met the same row share a lock on it, and then each waits for the other's.
+    locks_before_insert = True
+
+    def __init__(self) -> None:
+        self._known_server: _Server | None = None
+        self._known_names: dict[str, tuple[str, ...]] = {}
+
+    def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
+        now = self.now(cursor)
+        stored = partial(_stored, cursor)
+        at = stored(now)
+        row = "(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
+        sizes = [len(job.payload) for job in jobs]
+        for some in sql.batches(jobs, sizes, most=_STATEMENT):
+            values = [(job.id.hex, *job[1:5], alias, stored(job.run_after), at, at) for job in some]
+            if len(values) == 1:
+                self._refuse_unsendable(cursor, values[0][4])
+            _write(cursor, sql.INSERT_JOBS, row, values)
+        waits = [job.run_after is not None and job.run_after > now for job in jobs]
+        self._insert_ready(
+            cursor,
+            [
+                (job.id.hex, alias, job.queue_name, job.priority, None, at)
+                for job, later in zip(jobs, waits, strict=True)
+                if not later
+            ],
+        )
+        scheduled = [
+            (job.id.hex, alias, job.queue_name, job.priority, stored(job.run_after), at)
+            for job, later in zip(jobs, waits, strict=True)
+            if later
+        ]
+        for batch in _thousands(scheduled):
+            _write(cursor, sql.INSERT_SCHEDULED, "(%s, %s, %s, %s, %s, %s)", batch)
+        return now
+
+    def now(self, cursor: CursorWrapper) -> datetime:
+        cursor.execute(f"SELECT {mysql_clock(cursor.db)}")
+        return _read(cursor, cursor.fetchone()[0])
+
+    def clock(self, *, ago: float = 0) -> Expression:
+        return Now() - timedelta(seconds=ago) if ago else Now()
+
+    def claim(
+        self,
+        cursor: CursorWrapper,
+        *,
+        alias: str,
+        selectors: Sequence[Selector],
+        limit: int,
+        process_id: int | None,
+        skip_locked: bool,
+    ) -> list[Claim]:
+        lock = "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE"
+        picked = self._pick(cursor, alias, needed(selectors), limit, lock)
+        if not picked:
+            return []
+        _delete(cursor, "dj_queue_ready_executions", [row[0] for row in picked])
+        row = f"(%s, %s, %s, {mysql_clock(cursor.db)})"
+        _write(cursor, sql.HOLD, row, [(job_id, process_id, position) for position, job_id in picked])
+        job_ids = [job_id for _, job_id in picked]
+        held = sql.HELD.format(ids=sql.marks(job_ids), lock="{lock}")
+        cursor.execute(held.format(lock=""), job_ids)
+        rows = cursor.fetchall()
+        if len(rows) < len(picked):
+            # Jobs deleted behind the queue's back; or a caller's transaction, whose snapshot is older than they.
+            cursor.execute(held.format(lock="LOCK IN SHARE MODE"), job_ids)
+            rows = cursor.fetchall()
+            there = {row[1] for row in rows}
+            orphans = [job_id for job_id in job_ids if job_id not in there]
+            if orphans:
+                cursor.execute(sql.DROP_ORPHANS.format(ids=sql.marks(orphans)), orphans)
+        # Claim ids were drawn in the order of the pick; a join's output promises no order.
+        return sorted(_claim(cursor, row) for row in rows)
+
+    def finish(
+        self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
+    ) -> tuple[datetime, set[int]]:
+        now, locked = self._lock_claims(cursor, [outcome.claim_id for outcome in outcomes])
+        kept = {row[0] for row in locked}
+        ours = sorted(outcome for outcome in outcomes if outcome.claim_id in kept)
+        self._update_jobs(cursor, [each for each in ours if preserve or each.error], worker, now)
+        self._insert_failed(cursor, [each for each in ours if each.error], now)
+        if not preserve:
+            succeeded = sql.dump([outcome.claim_id for outcome in ours if not outcome.error])
+            cursor.execute(sql.FORGET_TICKS, [succeeded])
+            cursor.execute(sql.DELETE_SUCCEEDED, [succeeded])
+        _delete(cursor, "dj_queue_claimed_executions", kept)
+        return now, kept
+
+    def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
+        _, locked = self._lock_claims(cursor, claim_ids)
+        kept = sorted(row[0] for row in locked)
+        if kept:
+            cursor.execute(sql.GIVE_BACK, [sql.dump(kept)])
+        _delete(cursor, "dj_queue_claimed_executions", kept)
+        return len(kept)
+
+    def promote(
+        self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
+    ) -> tuple[int, list[UUID]]:
+        # Without descending indexes, those due at the same microsecond may be cut off in another order.
+        order = "scheduled_at, priority DESC, id" if self._server(cursor).descending else "scheduled_at, priority, id"
+        lock = "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE"
+        clock = mysql_clock(cursor.db)
+        cursor.execute(sql.COUNT_DUE.format(now=clock), [alias, limit])
+        count = int(cursor.fetchone()[0] or 0)
+        if not count:
+            return 0, []
+        cursor.execute(sql.DUE.format(now=clock, order=order, lock=lock), [alias, count])
+        # What others have locked was skipped, and so perhaps some that are not due were locked here.
+        found = [row for row in cursor.fetchall() if row[5]]
+        if not found:
+            return 0, []
+        due = sorted(found, key=lambda row: (row[4], -row[3], row[0]))
+        at = str(due[0][6])
+        keys = _of_jobs(cursor, "concurrency_key", [row[1] for row in due])
+        _delete(cursor, "dj_queue_scheduled_executions", [row[0] for row in due])
+        self._insert_ready(
+            cursor,
+            [
+                (job_id, alias, queue, priority, None, at)
+                for _, job_id, queue, priority, *_ in due
+                if keys[job_id] is None
+            ],
+        )
+        return len(due), [UUID(row[1]) for row in due if keys[row[1]] is not None]
+
+    def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
+        keys = sorted(freed)
+        rows = _each(cursor, sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db)), [(key,) for key in keys])
+        if not rows:
+            return []
+        ids = {row[1]: row[0] for row in rows}
+        free = {key: min(limit, value + freed[key]) for _, key, value, limit, _ in rows}
+        now = _read(cursor, rows[-1][4])
+        at = _stored(cursor, now)
+        blocked = self._next_blocked(cursor, {key: count for key, count in free.items() if count > 0})
+        _delete(cursor, "dj_queue_blocked_executions", [row[0] for row in blocked])
+        self._insert_ready(
+            cursor, [(job_id, alias, queue, priority, key, at) for _, job_id, alias, queue, priority, key in blocked]
+        )
+        longest: dict[str, float] = {}
+        durations = _of_jobs(cursor, "concurrency_duration", [row[1] for row in blocked])
+        for row in blocked:
+            free[row[5]] -= 1
+            longest[row[5]] = max(longest.get(row[5], 0.0), durations[row[1]] or 0.0)
+        expiry = {key: _stored(cursor, now + timedelta(seconds=seconds)) for key, seconds in longest.items()}
+        changed = [(ids[key], free[key], expiry.get(key)) for key in free]
+        if changed:
+            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(changed), at])
+        return [UnblockedJob(UUID(row[1]), row[5]) for row in blocked]
+
+    def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
+        cursor.execute(sql.ANY_READY, [alias])
+        return cursor.fetchone() is not None
+
+    def any_due(self, cursor: CursorWrapper, alias: str) -> bool:
+        cursor.execute(sql.ANY_DUE.format(now=mysql_clock(cursor.db)), [alias])
+        return bool(cursor.fetchone()[0])
+
+    def is_transient(self, error: Error) -> bool:
+        return _code(error) in _TRANSIENT
+
+    def is_away(self, error: Error) -> bool:
+        code = _code(error)
+        if code in _CLIENT_ERRORS:
+            return code != _PACKET_TOO_LARGE
+        return (code == 0 and super().is_away(error)) or code in _AWAY or code in _TRANSIENT
+
+    def prepare_session(self, connection: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        connection.isolation_level = _READ_COMMITTED
+
+    def watch(self, connection: BaseDatabaseWrapper) -> None:
+        _give_up_on_dead_peers(connection)
+
+    def prepare_transaction(self, connection: Any) -> None:
+        connection.ensure_connection()
+        # Django's own default. Only a project that asks for another one pays for this.
+        if connection.isolation_level != _READ_COMMITTED and connection.get_autocommit():
+            with connection.cursor() as cursor:
+                cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
+    def refusal(self, connection: Any) -> str | None:
+        name, oldest = ("MariaDB", (10, 6)) if connection.mysql_is_mariadb else ("MySQL", (8, 0, 17))
+        if connection.mysql_version < oldest:
+            wanted, found = (".".join(map(str, version)) for version in (oldest, connection.mysql_version))
+            return f"dj-queue needs {name} {wanted} or later, and this is {found}. Upgrade the server"
+        if not connection.features.supports_transactions:
+            return "its default_storage_engine has no transactions. Set that to InnoDB, and migrate anew"
+        return None
+
+    def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
+        connection: Any = schema_editor.connection
+        # No padding: these tell "email" from "email " too.
+        collation = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
+        for table in sql.TABLES:
+            schema_editor.execute(sql.storage(table, collation=collation, utc=in_utc(connection)))
+
+    # ---- enqueue ----
+
+    def _insert_ready(self, cursor: CursorWrapper, values: Sequence[tuple[Any, ...]]) -> None:
+        for batch in _thousands(values):
+            _write(cursor, sql.INSERT_READY, "(%s, %s, %s, %s, %s, %s)", batch)
+
+    # ---- claim ----
+
+    def _pick(
+        self, cursor: CursorWrapper, alias: str, selectors: Sequence[Selector], limit: int, lock: str
+    ) -> list[tuple[int, Any]]:
+        """Lock ready rows in the order in which they should start; return their ids and their jobs'."""
+        if selectors[0].everything:
+            rows = self._first(cursor, "dj_queue_ready_all", sql.NOTHING_PAUSED, [alias, alias], limit, lock)
+            if rows or not self._any_paused(cursor, alias):
+                return [(row[0], row[1]) for row in rows]
+        there = self._names(cursor, alias) if any(selector.prefix for selector in selectors) else []
+        unpaused = self._unpaused(cursor, alias, {*there, *(each.name for each in selectors if not each.prefix)})
+        picked: list[tuple[int, Any]] = []
+        for selector in selectors:
+            if len(picked) < limit and unpaused:
+                names = [name for name in there if selector.matches(name)] if selector.prefix else [selector.name]
+                mine = [name for name in names if name in unpaused]
+                rows = self._first_of(cursor, alias, mine, limit - len(picked), lock)
+                picked += [(row[0], row[1]) for row in rows]
+                # A row that one selector has locked is no obstacle to the next one's transaction: it is the same.
+                unpaused.difference_update(mine)
+        return picked
+
+    def _any_paused(self, cursor: CursorWrapper, alias: str) -> bool:
+        cursor.execute(sql.ANY_PAUSED, [alias])
+        return cursor.fetchone() is not None
+
+    def _unpaused(self, cursor: CursorWrapper, alias: str, names: set[str]) -> set[str]:
+        if not names:
+            return names
+        return names - {name for (name,) in _each(cursor, sql.PAUSED, [(alias, name) for name in sorted(names)])}
+
+    def _first_of(
+        self, cursor: CursorWrapper, alias: str, names: Sequence[str], limit: int, lock: str
+    ) -> list[tuple[Any, ...]]:
+        where = "backend_alias = %s AND queue_name = %s"
+        rows: list[tuple[Any, ...]] = []
+        if len(names) > 1 and self._server(cursor).descending:
+            one = sql.PICK.format(index="dj_queue_ready_queue", where=where, order=_ORDER, lock=lock)
+            rows += _each(cursor, one, [(alias, name, limit) for name in names])
+        else:
+            for name in names:
+                rows += self._first(cursor, "dj_queue_ready_queue", where, [alias, name], limit, lock)
+        return sorted(rows, key=lambda row: (-row[2], row[0]))[:limit]
+
+    def _first(
+        self, cursor: CursorWrapper, index: str, where: str, params: Sequence[Any], limit: int, lock: str
+    ) -> list[tuple[Any, ...]]:
+        return list(self._in_order(cursor, sql.PICK, "dj_queue_ready_executions", index, where, params, limit, lock))
+
+    def _in_order(
+        self,
+        cursor: CursorWrapper,
+        statement: str,
+        table: str,
+        index: str,
+        where: str,
+        params: Sequence[Any],
+        limit: int,
+        lock: str,
+    ) -> Iterator[tuple[Any, ...]]:
+        """Rows by priority, the highest first, then by id."""
+        if self._server(cursor).descending:
+            cursor.execute(statement.format(index=index, where=where, order=_ORDER, lock=lock), [*params, limit])
+            yield from cursor.fetchall()
+            return
+        # An index that only ascends holds each priority's rows in order: one priority after the other.
+        below = ""
+        bound: list[int] = []
+        while limit > 0:
+            cursor.execute(sql.NEXT_PRIORITY.format(table=table, where=where, below=below), [*params, *bound])
+            (priority,) = cursor.fetchone()
+            if priority is None:
+                return
+            one = statement.format(index=index, where=f"{where} AND priority = %s", order="id", lock=lock)
+            cursor.execute(one, [*params, priority, limit])
+            rows = cursor.fetchall()
+            limit -= len(rows)
+            yield from rows
+            below, bound = "AND priority < %s", [priority]
+
+    def _names(self, cursor: CursorWrapper, alias: str) -> list[str]:
+        """The names of the queues that hold ready jobs.
+
+        Asked for the next name after each that was there the last time: where no queue is new, that is one
+        statement, and one probe of the index a queue.
+        """
+        found: set[str] = set()
+        ask = ["", *self._known_names.get(alias, ())]
+        asked: set[str] = set()
+        while ask:
+            asked.update(ask)
+            rows = _each(cursor, sql.NEXT_NAME, [(alias, name) for name in ask])
+            found.update(name for (name,) in rows if name is not None)
+            ask = sorted(found - asked)
+        names = sorted(found)
+        self._known_names[alias] = tuple(names)
+        return names
+
+    # ---- finish ----
+
+    def _lock_claims(self, cursor: CursorWrapper, claim_ids: Sequence[int]) -> tuple[datetime, Sequence[Any]]:
+        ids = sorted(claim_ids)
+        if ids:
+            cursor.execute(
+                sql.LOCK_CLAIMS.format(now=mysql_clock(cursor.db), lock=_lock(cursor, "claim")), [sql.dump(ids)]
+            )
+            rows = cursor.fetchall()
+            if rows:
+                return _read(cursor, rows[0][1]), rows
+        return self.now(cursor), ()
+
+    def _update_jobs(self, cursor: CursorWrapper, outcomes: Sequence[Outcome], worker: str, now: datetime) -> None:
+        at = _stored(cursor, now)
+        rows = [
+            (each.claim_id, _stored(cursor, each.started_at), int(each.error is not None), each.return_value)
+            for each in outcomes
+        ]
+        sizes = [len(each.return_value or "") for each in outcomes]
+        for batch in sql.batches(rows, sizes, most=_STATEMENT):
+            cursor.execute(sql.FINISH, [self._table(cursor, batch), at, worker, worker, at])
+
+    def _insert_failed(self, cursor: CursorWrapper, outcomes: Sequence[Outcome], now: datetime) -> None:
+        rows = [(each.claim_id, *each.error) for each in outcomes if each.error]
+        sizes = [len(row[2]) + len(row[3]) for row in rows]
+        for batch in sql.batches(rows, sizes, most=_STATEMENT):
+            cursor.execute(sql.FINISH_FAILED, [_stored(cursor, now), self._table(cursor, batch)])
+
+    def _table(self, cursor: CursorWrapper, rows: Sequence[tuple[Any, ...]]) -> str:
+        text = sql.dump(rows)
+        if len(rows) == 1:
+            self._refuse_unsendable(cursor, text)
+        return text
+
+    def _refuse_unsendable(self, cursor: CursorWrapper, text: str) -> None:
+        """The server answers a statement that is too large by hanging up, as if it had gone away itself."""
+        if len(text) < _SURELY_SENDABLE:
+            return
+        largest = self._server(cursor).largest_packet
+        size = len(cursor.db.connection.literal(text)) + _SURELY_SENDABLE
+        if size > largest:
+            raise DataError(
+                f"a statement of {size} bytes is more than the server's max_allowed_packet of {largest}."
+                " Store large data elsewhere and pass its name, or raise max_allowed_packet."
+            )
+
+    # ---- unblock ----
+
+    def _next_blocked(self, cursor: CursorWrapper, free: Mapping[str, int]) -> list[tuple[Any, ...]]:
+        """Lock the next blocked jobs of each key, as many as it has free slots."""
+        where, index = "concurrency_key = %s", "dj_queue_blocked_next"
+        if not self._server(cursor).descending:
+            blocked: list[tuple[Any, ...]] = []
+            for key in free:
+                blocked += self._in_order(
+                    cursor,
+                    sql.NEXT_BLOCKED,
+                    "dj_queue_blocked_executions",
+                    index,
+                    where,
+                    [key],
+                    free[key],
+                    "FOR UPDATE",
+                )
+            return blocked
+        one = sql.NEXT_BLOCKED.format(index=index, where=where, order=_ORDER, lock="FOR UPDATE")
+        return _each(cursor, one, list(free.items()))
+
+    # ---- the server ----
+
+    def _server(self, cursor: CursorWrapper) -> _Server:
+        if self._known_server is None:
+            cursor.execute(f"SELECT ({sql.DESCENDING}), @@max_allowed_packet")
+            descending, packet = cursor.fetchone()
+            self._known_server = _Server(descending == 4, packet)
+        return self._known_server
+
+
+_ORDER = "priority DESC, id"
+
+
+def _write(cursor: CursorWrapper, statement: str, row: str, values: Sequence[tuple[Any, ...]]) -> None:
+    """Insert many rows with one statement: the driver's own executemany cuts at 64 KB."""
+    if values:
+        cursor.execute(statement.format(rows=sql.rows(len(values), row)), [value for each in values for value in each])
+
+
+def _delete(cursor: CursorWrapper, table: str, ids: Iterable[int]) -> None:
+    if ids:
+        cursor.execute(sql.DELETE.format(table=table), [sql.dump(sorted(ids))])
+
+
+def _each(cursor: CursorWrapper, one: str, params: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """What a statement finds for each of these parameters, in their order: many to a round trip."""
+    rows: list[tuple[Any, ...]] = []
+    for start in range(0, len(params), _UNION):
+        some = params[start : start + _UNION]
+        cursor.execute(" UNION ALL ".join([one] * len(some)), [value for each in some for value in each])
+        rows += cursor.fetchall()
+    return rows
+
+
+def _lock(cursor: CursorWrapper, table: str) -> str:
+    # MySQL takes the rows of JSON_TABLE for such as could be locked; MariaDB cannot name the table that is meant.
+    return "FOR UPDATE" if cursor.db.mysql_is_mariadb else f"FOR UPDATE OF {table}"
+
+
+def _of_jobs(cursor: CursorWrapper, column: str, job_ids: Sequence[Any]) -> dict[Any, Any]:
+    if not job_ids:
+        return {}
+    cursor.execute(sql.JOBS.format(column=column, ids=sql.marks(job_ids)), sorted(job_ids))
+    return dict(cursor.fetchall())
+
+
+def _thousands(values: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    for start in range(0, len(values), 1000):
+        yield values[start : start + 1000]
+
+
+def _claim(cursor: CursorWrapper, row: Sequence[Any]) -> Claim:
+    claim_id, job_id, path, queue, priority, payload, scheduled, created, started, workers, errors, key, claimed = row
+    read = partial(_read, cursor)
+    return Claim(
+        claim_id, UUID(job_id), path, queue, priority, payload, scheduled and read(scheduled), read(created),
+        started and read(started), workers, errors, key, read(claimed),
+    )  # fmt: skip
+
+
+# ---- times: columns know no zone --------------------------------------------------------------------
+
+
+def _stored(cursor: CursorWrapper, time: datetime | None) -> str | None:
+    stored: str | None = cursor.db.ops.adapt_datetimefield_value(time)
+    return stored
+
+
+def _read(cursor: CursorWrapper, time: datetime) -> datetime:
+    return timezone.make_aware(time, cursor.db.timezone) if settings.USE_TZ else time
+
+
+# ---- errors and connections -------------------------------------------------------------------------
+
+
+def _code(error: Error) -> int:
+    code = error.args[0] if error.args else 0
+    return code if isinstance(code, int) else 0
+
+
+def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:
+    """End a connection whose server no longer acknowledges, after half a minute instead of a quarter of an hour."""
+    fileno = getattr(connection.connection, "fileno", None)
+    timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
+    if fileno is None or timeout is None:
+        return
+    with socket.socket(fileno=os.dup(fileno())) as peer:
+        if peer.family in (socket.AF_INET, socket.AF_INET6):
+            peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)

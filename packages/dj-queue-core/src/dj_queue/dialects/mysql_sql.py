@@ -1,0 +1,183 @@
+"""The statements of MySQL and MariaDB, and what is put into them.
+
+Both plan by statistics that a queue's tables outrun, and both read a whole table where it is small,
+locking what they read: every statement says which index it goes by, and in which order it joins.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+# Rows given by their ids are visited one by one, in the order given. An IN may be answered by reading a table whole,
+# and with locks, by waiting for rows that others hold.
+_IDS = "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) done"
+
+# ---- enqueue ----------------------------------------------------------------------------------------
+
+INSERT_JOBS = """INSERT INTO dj_queue_jobs
+(id, task_path, queue_name, priority, payload, backend_alias, scheduled_at, created_at, updated_at)
+VALUES {rows}"""
+
+INSERT_READY = """INSERT INTO dj_queue_ready_executions
+(job_id, backend_alias, queue_name, priority, concurrency_key, created_at) VALUES {rows}"""
+
+INSERT_SCHEDULED = """INSERT INTO dj_queue_scheduled_executions
+(job_id, backend_alias, queue_name, priority, scheduled_at, created_at) VALUES {rows}"""
+
+ANY_READY = "SELECT 1 FROM dj_queue_ready_executions WHERE backend_alias = %s LIMIT 1"
+
+# The least of an index is looked up; whether there is any below a bound may be scanned for.
+ANY_DUE = "SELECT MIN(scheduled_at) <= {now} FROM dj_queue_scheduled_executions WHERE backend_alias = %s"
+
+# ---- claim ------------------------------------------------------------------------------------------
+
+ANY_PAUSED = "SELECT 1 FROM dj_queue_pauses FORCE INDEX (dj_queue_pauses_queue) WHERE backend_alias = %s LIMIT 1"
+
+PAUSED = "(SELECT queue_name FROM dj_queue_pauses WHERE backend_alias = %s AND queue_name = %s)"
+
+# The next name after each of these: one look into the index, however many jobs a queue holds.
+NEXT_NAME = "(SELECT MIN(queue_name) FROM dj_queue_ready_executions WHERE backend_alias = %s AND queue_name > %s)"
+
+PICK = """(SELECT id, job_id, priority FROM dj_queue_ready_executions FORCE INDEX ({index})
+WHERE {where} ORDER BY {order} LIMIT %s {lock})"""
+
+NOTHING_PAUSED = "backend_alias = %s AND NOT EXISTS (SELECT 1 FROM dj_queue_pauses WHERE backend_alias = %s)"
+
+NEXT_PRIORITY = "SELECT MAX(priority) FROM {table} WHERE {where} {below}"
+
+HOLD = "INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at) VALUES {rows}"
+
+HELD = """SELECT claim.id, job.id, job.task_path, job.queue_name, job.priority, job.payload, job.scheduled_at,
+job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key, claim.created_at
+FROM dj_queue_claimed_executions claim FORCE INDEX (job_id)
+STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id
+WHERE claim.job_id IN ({ids}) {lock}"""
+
+DROP_ORPHANS = """DELETE gone FROM dj_queue_claimed_executions gone FORCE INDEX (job_id)
+WHERE gone.job_id IN ({ids})"""
+
+# ---- finish -----------------------------------------------------------------------------------------
+
+LOCK_CLAIMS = f"""SELECT claim.id, {{now}} FROM {_IDS}
+STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id {{lock}}"""
+
+_OF_CLAIM = """STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.claim_id
+STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
+
+FINISH = f"""UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (claim_id BIGINT PATH '$[0]', started_at DATETIME(6) PATH '$[1]',
+failed TINYINT PATH '$[2]', return_value LONGTEXT PATH '$[3]')) done
+{_OF_CLAIM}
+SET job.finished_at = IF(done.failed, NULL, %s), job.return_value = done.return_value,
+job.started_at = COALESCE(job.started_at, done.started_at), job.last_attempted_at = done.started_at,
+job.worker_ids = IF(job.worker_ids IS NULL, JSON_ARRAY(%s), JSON_ARRAY_APPEND(job.worker_ids, '$', %s)),
+job.updated_at = %s"""
+
+FINISH_FAILED = f"""INSERT INTO dj_queue_failed_executions
+(job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)
+SELECT job.id, job.backend_alias, job.queue_name, done.exception_class, done.message, done.trace, %s
+FROM JSON_TABLE(%s, '$[*]' COLUMNS (claim_id BIGINT PATH '$[0]', exception_class LONGTEXT PATH '$[1]',
+message LONGTEXT PATH '$[2]', trace LONGTEXT PATH '$[3]')) done
+{_OF_CLAIM}"""
+
+FORGET_TICKS = f"""UPDATE {_IDS}
+STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+STRAIGHT_JOIN dj_queue_recurring_executions tick FORCE INDEX (job_id) ON tick.job_id = claim.job_id
+SET tick.job_id = NULL"""
+
+DELETE_SUCCEEDED = f"""DELETE job FROM {_IDS}
+STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
+
+DELETE = f"DELETE gone FROM {_IDS} STRAIGHT_JOIN {{table}} gone FORCE INDEX (PRIMARY) ON gone.id = done.id"
+
+# ---- release, promote -------------------------------------------------------------------------------
+
+GIVE_BACK = f"""INSERT INTO dj_queue_ready_executions
+(id, job_id, backend_alias, queue_name, priority, concurrency_key, created_at)
+SELECT claim.position, job.id, job.backend_alias, job.queue_name, job.priority, job.concurrency_key, claim.created_at
+FROM {_IDS} STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
+STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
+
+# How many of the first are due; only so many are then locked. A condition on the time might be checked row by row,
+# down the whole schedule, and each row locked.
+COUNT_DUE = """SELECT SUM(scheduled_at <= {now}) FROM (SELECT scheduled_at FROM dj_queue_scheduled_executions
+FORCE INDEX (dj_queue_scheduled_due) WHERE backend_alias = %s ORDER BY scheduled_at LIMIT %s) first"""
+
+DUE = """SELECT id, job_id, queue_name, priority, scheduled_at, scheduled_at <= {now}, {now}
+FROM dj_queue_scheduled_executions FORCE INDEX (dj_queue_scheduled_due)
+WHERE backend_alias = %s ORDER BY {order} LIMIT %s {lock}"""
+
+JOBS = "SELECT id, {column} FROM dj_queue_jobs FORCE INDEX (PRIMARY) WHERE id IN ({ids})"
+
+# ---- unblock ----------------------------------------------------------------------------------------
+
+LOCK_SEMAPHORE = "(SELECT id, `key`, value, `limit`, {now} FROM dj_queue_semaphores WHERE `key` = %s FOR UPDATE)"
+
+NEXT_BLOCKED = """(SELECT id, job_id, backend_alias, queue_name, priority, concurrency_key
+FROM dj_queue_blocked_executions FORCE INDEX (dj_queue_blocked_next)
+WHERE {where} ORDER BY {order} LIMIT %s {lock})"""
+
+CHANGE_SEMAPHORES = """UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value BIGINT PATH '$[1]',
+expires_at DATETIME(6) PATH '$[2]')) freed
+STRAIGHT_JOIN dj_queue_semaphores semaphore FORCE INDEX (PRIMARY) ON semaphore.id = freed.id
+SET semaphore.value = freed.value, semaphore.expires_at = COALESCE(freed.expires_at, semaphore.expires_at),
+semaphore.updated_at = %s"""
+
+# ---- storage ----------------------------------------------------------------------------------------
+
+TABLES = {
+    "dj_queue_jobs": ("created_at", "updated_at"),
+    "dj_queue_ready_executions": ("created_at",),
+    "dj_queue_scheduled_executions": ("created_at",),
+    "dj_queue_claimed_executions": ("created_at",),
+    "dj_queue_blocked_executions": ("created_at",),
+    "dj_queue_failed_executions": ("created_at",),
+    "dj_queue_processes": ("created_at", "last_heartbeat_at"),
+    "dj_queue_pauses": ("created_at",),
+    "dj_queue_semaphores": ("created_at", "updated_at"),
+    "dj_queue_recurring_tasks": ("created_at", "updated_at"),
+    "dj_queue_recurring_executions": ("created_at",),
+}
+
+DESCENDING = """SELECT COUNT(*) FROM information_schema.statistics WHERE table_schema = DATABASE()
+AND index_name IN ('dj_queue_ready_all', 'dj_queue_ready_queue', 'dj_queue_scheduled_due', 'dj_queue_blocked_next')
+AND column_name = 'priority' AND collation = 'D'"""
+
+
+def storage(table: str, *, collation: str, utc: bool) -> str:
+    """Names that differ in case, in accents or in spaces at the end are different names.
+
+    And where Django stores UTC, times that the database fills in are UTC, whatever its own zone.
+    """
+    changes = [f"CONVERT TO CHARACTER SET utf8mb4 COLLATE {collation}"]
+    if utc:
+        changes += [f"ALTER COLUMN {column} SET DEFAULT (UTC_TIMESTAMP(6))" for column in TABLES[table]]
+    return f"ALTER TABLE {table} {', '.join(changes)}"
+
+
+def marks(values: Sequence[Any]) -> str:
+    """A placeholder for each value."""
+    return ", ".join(["%s"] * len(values))
+
+
+def rows(count: int, row: str) -> str:
+    return ", ".join([row] * count)
+
+
+def dump(table: Sequence[Any]) -> str:
+    """Rows, or ids, as the JSON that JSON_TABLE takes apart."""
+    return json.dumps(table, ensure_ascii=False, separators=(",", ":"))
+
+
+def batches[T](items: Sequence[T], sizes: Sequence[int], *, most: int, at_most_rows: int = 1000) -> Iterator[list[T]]:
+    """Cut into pieces that a statement holds: one piece, unless there is a lot."""
+    batch: list[T] = []
+    total = 0
+    for item, size in zip(items, sizes, strict=True):
+        if batch and (total + size > most or len(batch) >= at_most_rows):
+            yield batch
+            batch, total = [], 0
+        batch.append(item)
+        total += size
+    if batch:
+        yield batch

@@ -1,0 +1,62 @@
+"""What databases differ in, as `@pytest.mark.needs("...")` names it. Asking opens no connection."""
+
+from collections.abc import Callable
+
+from django.db import connection
+
+from dj_queue.dialects import dialect_for
+from tests import databases
+
+# Feature: whether the database under test has it, and what is said of a test that is skipped.
+FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
+    "one statement": (
+        lambda: dialect_for("default").one_statement,
+        "the database needs several statements for a step",
+    ),
+    "several statements": (
+        lambda: not dialect_for("default").one_statement and databases.SERVER,
+        "a step is one statement, or costs no round trip",
+    ),
+    "plans": (
+        lambda: databases.SERVER,
+        "the database has no plans that this understands",
+    ),
+    "sessions": (
+        lambda: databases.SERVER,
+        "the database has no server whose sessions could be ended",
+    ),
+    "row locks": (
+        lambda: connection.features.has_select_for_update,
+        "the database has one writer at a time: no such race",
+    ),
+    "wide integers": (
+        lambda: dialect_for("default").json_limits.wide_integers,
+        "the database rounds integers of more than 64 bits",
+    ),
+    "sessions without a time zone": (
+        lambda: databases.SERVER and not connection.features.supports_timezones,
+        "the database converts times by itself, or has no sessions",
+    ),
+    "largest statement": (
+        lambda: hasattr(dialect_for("default"), "_known_server"),
+        "the database bounds no statement",
+    ),
+    "ascending indexes": (
+        lambda: hasattr(dialect_for("default"), "_known_server"),
+        "every version of the database has descending indexes",
+    ),
+    "error numbers": (
+        lambda: connection.vendor == "mysql",
+        "the database does not number its errors",
+    ),
+    "isolation levels": (
+        lambda: hasattr(connection, "isolation_levels"),
+        "the project cannot ask for an isolation level that the queue does not want",
+    ),
+}
+
+
+def missing(feature: str) -> str | None:
+    """Why a test that needs the feature is skipped; None if it is not."""
+    there, reason = FEATURES[feature]
+    return None if there() else f"needs {feature}: {reason}"
