@@ -15,7 +15,7 @@ from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
 from dj_queue.operations import history
 from dj_queue.operations.history import RANGES
-from tests.test_plans import plans
+from tests.plans import reader
 
 pytestmark = [
     pytest.mark.django_db,
@@ -121,7 +121,7 @@ def test_statements(filled: int, name: str) -> None:
 @pytest.mark.parametrize("within", RANGES, ids=[each.name for each in RANGES])
 def test_charts_read_a_bounded_number_of_rows_by_index(filled: int, within: Any, queue: str | None) -> None:
     spans = within.steps + 12
-    for plan in plans(lambda: history.history_of(backend_config(), within, queue_name=queue)):
+    for plan in reader().plans(lambda: history.history_of(backend_config(), within, queue_name=queue)):
         if filled == MILLION:
             # Claims are only what runs now: a page of rows.
             assert set(plan.sequential) <= {"dj_queue_claimed_executions"}, plan

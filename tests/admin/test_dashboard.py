@@ -273,7 +273,7 @@ def test_search(admin_client: Client, operator: Callable[..., Client]) -> None:
 
     assert found("5001") == {results[1].id}
     assert found(results[2].id) == {results[2].id}
-    assert len(found("project.tasks.ADD")) == 3
+    assert len(found("project.tasks.add")) == 3
     assert found("nothing like it") == set()
     assert found("%00") == set()
     assert len(found("&since=1h")) == 4

@@ -51,16 +51,18 @@ class Failures(NamedTuple):
     looked_at: int
 
 
-def extents(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None) -> list[Extent]:
+def extents(
+    cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None, lateral: bool
+) -> list[Extent]:
     """Count the jobs of each span, up to a cap, of one queue (alias, name) or of all."""
     params: list[Any] = []
-    if queue is None:
+    if lateral or queue is None:
         # Planned once for all spans.
-        listed, params = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
-        one = _extent("span.n", "id >= span.first AND id < span.upto", queue, cap)
-        cursor.execute(f"{one} FROM ({listed}) AS span", params)
+        condition, among = _within_span(queue)
+        listed, ids = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        one = _extent("span.n", condition, queue, cap)
+        cursor.execute(f"{one} FROM ({listed}) AS span", [*4 * among, *ids])
     else:
-        # With its bounds in sight for each span: else a planner may read all queues' jobs by the primary key.
         condition, among = _condition(queue)
         for n, span in enumerate(spans):
             params += [n, *4 * [*among, *_ids(cursor, span)]]
@@ -81,17 +83,28 @@ def _extent(n: str, condition: str, queue: tuple[str, str] | None, cap: int) -> 
     return f"SELECT {n} AS n, {counted} AS jobs, {from_start} AS from_start, {from_end} AS from_end"
 
 
-def counts(cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None) -> list[int]:
+def counts(
+    cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None, lateral: bool
+) -> list[int]:
     """Count the jobs of each span, up to a cap."""
-    condition, among = _condition(queue)
-    one = (
-        "SELECT %s AS span, count(*) AS jobs FROM"
-        f" (SELECT 1 AS one FROM dj_queue_jobs WHERE {condition} LIMIT {cap:d}) AS counted"
-    )
     params: list[Any] = []
-    for n, span in enumerate(spans):
-        params += [n, *among, *_ids(cursor, span)]
-    cursor.execute(" UNION ALL ".join([one] * len(spans)), params)
+    if lateral:
+        condition, among = _within_span(queue)
+        listed, ids = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        cursor.execute(
+            f"SELECT span.n, counted.jobs FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT count(*) AS jobs FROM"
+            f" (SELECT 1 AS one FROM dj_queue_jobs WHERE {condition} LIMIT {cap:d}) AS one) AS counted",
+            [*ids, *among],
+        )
+    else:
+        condition, among = _condition(queue)
+        one = (
+            "SELECT %s AS span, count(*) AS jobs FROM"
+            f" (SELECT 1 AS one FROM dj_queue_jobs WHERE {condition} LIMIT {cap:d}) AS counted"
+        )
+        for n, span in enumerate(spans):
+            params += [n, *among, *_ids(cursor, span)]
+        cursor.execute(" UNION ALL ".join([one] * len(spans)), params)
     found = dict(cursor.fetchall())
     return [found[n] for n in range(len(spans))]
 
@@ -101,11 +114,13 @@ def sample(
 ) -> list[SampledJob]:
     """Read the first jobs of each span, so many at most."""
     params: list[Any] = []
-    if lateral and queue is None:
-        listed, params = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+    if lateral:
+        condition, among = _within_span(queue)
+        listed, ids = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
+        params = [*ids, *among]
         sampled = (
             f"SELECT span.n AS span, job.* FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {_SAMPLED}"
-            f" FROM dj_queue_jobs WHERE id >= span.first AND id < span.upto ORDER BY id LIMIT {limit:d}) AS job"
+            f" FROM dj_queue_jobs WHERE {condition} ORDER BY {_order(queue)} LIMIT {limit:d}) AS job"
         )
     else:
         condition, among = _condition(queue)
@@ -172,6 +187,15 @@ def _condition(queue: tuple[str, str] | None) -> tuple[str, list[str]]:
     if queue is None:
         return "id >= %s AND id < %s", []
     return "backend_alias = %s AND queue_name = %s AND id >= %s AND id < %s", list(queue)
+
+
+def _within_span(queue: tuple[str, str] | None) -> tuple[str, list[str]]:
+    """The jobs of a row of `span`."""
+    if queue is None:
+        return "id >= span.first AND id < span.upto", []
+    # As one value: a bound on the id alone would let a planner read every queue's jobs by the primary key.
+    whole = "(backend_alias, queue_name, id)"
+    return f"{whole} >= (%s, %s, span.first) AND {whole} < (%s, %s, span.upto)", [*queue, *queue]
 
 
 def _listed(spans: Sequence[tuple[int, Any, Any]]) -> tuple[str, list[Any]]:

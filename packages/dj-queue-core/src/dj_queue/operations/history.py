@@ -26,7 +26,7 @@ from dj_queue.operations import transactions
 
 CAP = 1000
 SAMPLE = 40
-RECOUNTED = 200_000
+RECOUNTED = 100_000
 FAILURES_CAP = 500
 # As long again before what is shown, in so many spans: jobs that waited, or ran, into it.
 _EARLIER = 12
@@ -88,7 +88,7 @@ def history_of(config: BackendConfig, within: Range, *, queue_name: str | None =
         earlier = _earlier(edges[0], within)
         queue = (config.alias, queue_name) if queue_name is not None else None
         spans = [Span(earliest_at(start), earliest_at(end)) for start, end in pairwise([*earlier, *edges[1:]])]
-        extents = history.extents(cursor, spans, cap=CAP, queue=queue)
+        extents = history.extents(cursor, spans, cap=CAP, queue=queue, lateral=dialect.lateral)
         parts = _parts(spans, extents)
         sampled = history.sample(
             cursor, [span for _, span in parts], limit=SAMPLE, queue=queue, lateral=dialect.lateral
@@ -101,7 +101,7 @@ def history_of(config: BackendConfig, within: Range, *, queue_name: str | None =
             queue_name=queue_name,
             lateral=dialect.lateral,
         )
-        recounted = _recount(cursor, spans, extents, queue)
+        recounted = _recount(dialect, cursor, spans, extents, queue)
         numbers = [recounted.get(n, number) for n, number in enumerate(_estimate(spans, extents, parts, sampled))]
         ours = [each for each in _weigh(numbers, parts, sampled) if each.job.backend_alias == config.alias]
         return History(
@@ -187,14 +187,18 @@ def _estimate(
 
 
 def _recount(
-    cursor: CursorWrapper, spans: Sequence[Span], extents: Sequence[Extent], queue: tuple[str, str] | None
+    dialect: Dialect,
+    cursor: CursorWrapper,
+    spans: Sequence[Span],
+    extents: Sequence[Extent],
+    queue: tuple[str, str] | None,
 ) -> dict[int, int]:
     """Count on, where only a few spans reached the cap: as far as the budget goes if it is shared."""
     full = [n for n, extent in enumerate(extents) if extent.jobs >= CAP]
     share = RECOUNTED // len(full) if full else 0
     if share <= 2 * CAP:
         return {}
-    counts = history.counts(cursor, [spans[n] for n in full], cap=share, queue=queue)
+    counts = history.counts(cursor, [spans[n] for n in full], cap=share, queue=queue, lateral=dialect.lateral)
     return {n: count for n, count in zip(full, counts, strict=True) if count < share}
 
 
