@@ -89,6 +89,22 @@ FROM generate_series(%(last)s + 1, %(last)s + %(scheduled)s) n"""
         assert found, "the step ran no statement"
         return found
 
+    def explained(self, step: Callable[[], Any]) -> list[Plan]:
+        """The plan of every statement of a step that reads only, as it is planned where it runs."""
+        found: list[Plan] = []
+
+        def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
+            if "dj_queue_" in sql:
+                execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params, many, context)
+                (answer,) = context["cursor"].cursor.fetchone()
+                tree = json.loads(answer) if isinstance(answer, str) else answer
+                found.append(self._plan(sql, list(_nodes(tree[0]["Plan"]))))
+            return execute(sql, params, many, context)
+
+        with connection.execute_wrapper(explain):
+            step()
+        return found
+
     def _plan(self, sql: str, nodes: list[dict[str, Any]]) -> Plan:
         return Plan(
             sql,

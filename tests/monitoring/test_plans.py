@@ -3,9 +3,7 @@
 Also how long `stats.json` and `metrics` take at a million jobs: printed, and far below any monitor's patience.
 """
 
-import json
 import time
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,27 +15,13 @@ from dj_queue.dialects.postgresql import _PINS
 from dj_queue.models import Job
 from dj_queue.operations import observation
 from dj_queue.operations.observation import observe
-from tests.test_plans import QUEUES, Plan, emptied, filled, pytestmark  # noqa: F401
+from tests.plans import QUEUES, Plan, reader
+from tests.test_plans import emptied, filled  # noqa: F401
+
+pytestmark = [pytest.mark.django_db, pytest.mark.timeout(300), pytest.mark.needs("one statement")]
 
 CAP = 1_000
 STATES = ("ready", "scheduled", "blocked", "failed")
-
-
-def explained(step: Callable[[], Any]) -> list[Plan]:
-    """The plan of every statement of a step on the queue's tables, as it is planned where it runs."""
-    found: list[Plan] = []
-
-    def explain(execute: Any, sql: str, params: Any, many: bool, context: Any) -> Any:
-        if "dj_queue_" in sql:
-            execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", params, many, context)
-            (answer,) = context["cursor"].cursor.fetchone()
-            tree = json.loads(answer) if isinstance(answer, str) else answer
-            found.append(Plan(sql, tree[0]["Plan"]))
-        return execute(sql, params, many, context)
-
-    with connection.execute_wrapper(explain):
-        step()
-    return found
 
 
 def _as_any_connection() -> None:
@@ -54,7 +38,7 @@ def total(found: list[Plan]) -> float:
 @pytest.mark.parametrize("cap", [CAP, observation.CAP], ids=["capped", "counted"])
 def test_an_observation_reads_by_index_and_within_its_cap(filled: None, cap: int) -> None:  # noqa: F811
     _as_any_connection()
-    found = explained(lambda: observe(backend_config(), cap=cap))
+    found = reader().explained(lambda: observe(backend_config(), cap=cap))
     assert len(found) >= 5
     for plan in found:
         # Small tables without an index of their own for this: processes, recurring tasks.

@@ -21,7 +21,7 @@ from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for
 from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
 from dj_queue.operations import jobs, retention
-from tests.test_plans import plans
+from tests.plans import reader
 
 MANY = 1_000_000 if os.environ.get("DJ_QUEUE_TEST_LONG") == "1" else 20_000
 DAY = 86400
@@ -29,14 +29,7 @@ DAY = 86400
 pytestmark = [
     pytest.mark.django_db,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(
-        not (
-            dialect_for("default").one_statement
-            and connection.features.supports_explaining_query_execution
-            and "JSON" in connection.features.supported_explain_formats
-        ),
-        reason="the database has no plans that this understands",
-    ),
+    pytest.mark.needs("one statement"),
 ]
 
 # Job n was enqueued n seconds after a day in the past, and its id says so. Of ten: three failed, and the oldest of
@@ -90,7 +83,7 @@ def short_looks(monkeypatch: Any) -> None:
 
 def reads(step: Callable[[], Any]) -> float:
     """How many rows a step looks at."""
-    return sum(plan.rows_read for plan in plans(step))
+    return sum(plan.rows_read for plan in reader().plans(step))
 
 
 # ---- retention --------------------------------------------------------------------------------------
