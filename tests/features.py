@@ -25,6 +25,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: databases.SERVER,
         "the database has no server whose sessions could be ended",
     ),
+    "a clock of its own": (
+        lambda: databases.SERVER,
+        "the database's clock is this machine's",
+    ),
     "row locks": (
         lambda: connection.features.has_select_for_update,
         "the database has one writer at a time: no such race",

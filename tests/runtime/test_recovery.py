@@ -423,6 +423,7 @@ class TestPrune:
         )
         return process_id
 
+    @pytest.mark.needs("a clock of its own")
     def test_by_the_databases_clock(self):
         fresh = self.process(age=290, name="fresh")
         self.process(age=310, name="stale")
