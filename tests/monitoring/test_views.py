@@ -137,7 +137,7 @@ def test_a_token_of_another_type(web: Client, settings: Any, token: Any) -> None
         get(web, "stats.json")
     assert "secret" not in str(refused.value)
     (error,) = checks.check_observability_token()
-    assert (error.id, error.msg) == ("dj_queue.E010", str(refused.value))
+    assert (error.id, error.msg) == ("dj_queue.E005", str(refused.value))
 
 
 # ---- stats.json -------------------------------------------------------------------------------------

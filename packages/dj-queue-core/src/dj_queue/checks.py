@@ -4,7 +4,7 @@
     dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
     dj_queue.E004  A queue's database is none that dj-queue can use, or lacks its driver.
-    dj_queue.E010  The token that protects `dj_queue.urls` is not a text.
+    dj_queue.E005  The token that protects `dj_queue.urls` is not a text.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
     dj_queue.W003  The configured processes may open more connections than the server allows.
@@ -183,7 +183,7 @@ def check_observability_token(app_configs: object = None, **kwargs: Any) -> list
         observability_token()
     except ImproperlyConfigured as error:
         hint = "Until then, stats.json, metrics and health/ready raise this error."
-        return [checks.Error(str(error), hint=hint, id="dj_queue.E010")]
+        return [checks.Error(str(error), hint=hint, id="dj_queue.E005")]
     return []
 
 
