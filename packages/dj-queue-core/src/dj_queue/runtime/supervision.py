@@ -1,0 +1,295 @@
+"""Starts the runners of one backend alias, watches them, settles what they leave, and stops them.
+
+Whatever they are: how a runner is started, found to have ended and stopped is `forked`'s and `threaded`'s.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import signal
+import socket
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn, Self
+
+from django.db import Error, connections
+
+from dj_queue import hooks
+from dj_queue.config import BackendConfig, Overrides, load_config
+from dj_queue.models import Process
+from dj_queue.operations import processes, recovery
+from dj_queue.runtime import session
+from dj_queue.runtime.child import title
+from dj_queue.runtime.pidfile import pidfile
+from dj_queue.runtime.plan import Plan, plans
+from dj_queue.runtime.process import End, backoff
+from dj_queue.runtime.wakeup import Wakeup
+from dj_queue.thread_errors import report
+
+logger = logging.getLogger("dj_queue")
+
+# Beyond `shutdown_timeout`, for a runner to give back and deregister before it is ended.
+GRACE = 2.0
+
+# Ends at which work was still under way, in an orderly stop.
+CUT_SHORT = (End.UNFINISHED, End.HURRIED)
+
+
+class Ended(NamedTuple):
+    """A runner that has ended, and how its claims are to be settled."""
+
+    plan: Plan
+    end: End
+    pid: int | None = None
+
+
+class Supervisor(ABC):
+    kind = Process.Kind.SUPERVISOR
+    mode: str
+    polling_interval = 0.1
+
+    def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
+        self.config = config
+        self.backend_alias = config.alias
+        self.standalone = standalone
+        self.supervisor = None
+        self.hostname = socket.gethostname()
+        self.process_id: int | None = None
+        self.unfinished = False  # whether a stop left work to give back
+        self._plans = plans(config)
+        self._waiting: list[Plan] = []  # for their start
+        self._unsettled: list[Ended] = []
+        self._wakeup = Wakeup()
+        # Plain values: a signal handler must not wait for a lock that the interrupted code may hold.
+        self._stopping = False
+        self._stop_by = math.inf  # on the monotonic clock
+        self._hurried = False
+        self._failures = 0
+        self._next_beat = 0.0
+        self._next_settlement = 0.0
+
+    @classmethod
+    def from_backend_config(
+        cls,
+        *,
+        backend_alias: str = "default",
+        tasks_settings: Mapping[str, Any] | None = None,
+        cli_overrides: Overrides | None = None,
+        env: Mapping[str, str] | None = None,
+        standalone: bool = True,
+    ) -> Self:
+        """Read the configuration of an alias. Raises `ImproperlyConfigured` with all its mistakes."""
+        config = load_config(backend_alias, tasks=tasks_settings, overrides=cli_overrides, env=env)
+        return cls(config, standalone=standalone)
+
+    @property
+    def pid(self) -> int:
+        return os.getpid()
+
+    @property
+    def name(self) -> str:
+        return f"supervisor-{self.pid}"
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "mode": self.mode,
+            "standalone": self.standalone,
+            "worker_count": sum(worker.processes for worker in self.config.workers),
+            "dispatcher_count": len(self.config.dispatchers),
+            "has_scheduler": self.config.scheduler_needed,
+        }
+
+    # ---- the four verbs ----
+
+    def start(self) -> None:
+        """Register, settle what others left, and start every runner."""
+        if self.standalone:
+            title(self.name)
+            session.connect(self.config)
+        self._register()
+        recovery.settle_missing(self.config)
+        self._next_beat = time.monotonic()
+        hooks.run_hooks("supervisor.start", self, self.config)
+        self._waiting = list(self._plans)
+        self._start_waiting()
+
+    def poll_once(self) -> None:
+        """Look after the runners and heartbeat; to be called every `polling_interval` seconds."""
+        self._unsettled += self._ended()
+        self._settle()
+        self._start_waiting()
+        if time.monotonic() >= self._next_beat:
+            self._next_beat = time.monotonic() + self.config.process_heartbeat_interval
+            self._on_database(self._beat)
+
+    def stop(self) -> None:
+        """Stop every runner, wait for what they bring to an end, settle the rest, deregister."""
+        self._stopping = True
+        hooks.run_hooks("supervisor.stop", self, self.config)
+        self._stop_runners()
+        self._next_settlement = 0.0
+        self._settle()
+        self._on_database(self._deregister)
+        hooks.run_hooks("supervisor.exit", self, self.config)
+        self._wakeup.close()
+
+    def run(self, *, heed_interrupts: bool = True) -> End:
+        """Run until SIGTERM or SIGINT; return whether all work was brought to an end. `leave()` comes next.
+
+        Without `heed_interrupts`, SIGINT is ignored: somebody else hears it, too, and passes it on.
+        Raises `RuntimeError` if the pidfile names a living process.
+        """
+        with pidfile(self.config.supervisor_pidfile if self.standalone else None):
+            interrupted = self._asked if heed_interrupts else signal.SIG_IGN
+            handlers: dict[int, Any] = {
+                signal.SIGTERM: self._asked,
+                signal.SIGINT: interrupted,
+                signal.SIGQUIT: self._quit,
+            }
+            if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
+                # Inherited from whoever started this; and nobody can wait for children that are ignored.
+                handlers[signal.SIGCHLD] = signal.SIG_DFL
+            before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+            try:
+                self.start()
+                while not self._stopping:
+                    self.poll_once()
+                    self._wakeup.wait(self.polling_interval)
+            finally:
+                self.stop()
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+        return End.UNFINISHED if self.unfinished else End.DRAINED
+
+    def leave(self, end: End) -> NoReturn:
+        """End the process, as `run()` ended."""
+        raise SystemExit(int(end))
+
+    # ---- what fork and async do each in their way ----
+
+    @abstractmethod
+    def _start_runner(self, plan: Plan) -> None:
+        """Fill the plan's place."""
+
+    @abstractmethod
+    def _ended(self) -> list[Ended]:
+        """Take the runners that have ended since the last call."""
+
+    @abstractmethod
+    def _stop_runners(self) -> None:
+        """Ask every runner to stop; return when all have ended, and leave them in `_unsettled`."""
+
+    @abstractmethod
+    def _hurry(self) -> None:
+        """Ask every runner to wait no longer."""
+
+    @abstractmethod
+    def _quit(self, number: int, frame: FrameType | None) -> None:
+        """End everything at once."""
+
+    # ---- steps ----
+
+    def _register(self) -> None:
+        self.process_id = processes.register(
+            self.config,
+            kind=self.kind,
+            name=self.name,
+            pid=self.pid,
+            hostname=self.hostname,
+            metadata=self.metadata,
+        )
+
+    def _start_waiting(self) -> None:
+        now = time.monotonic()
+        due = [plan for plan in self._waiting if plan.due_at <= now]
+        self._waiting = [plan for plan in self._waiting if plan.due_at > now]
+        for plan in due:
+            plan.board.clear()
+            self._start_runner(plan)
+            plan.started()
+
+    def _settle(self) -> None:
+        """Settle the claims of runners that have ended, and let their places be filled again."""
+        if not self._unsettled or time.monotonic() < self._next_settlement:
+            return
+        while self._unsettled:
+            ended = self._unsettled[0]
+            if not self._on_database(lambda ended=ended: self._settle_one(ended)):  # type: ignore[misc]
+                self._next_settlement = time.monotonic() + backoff(self._failures)
+                return
+            self._unsettled.pop(0)
+            if not self._stopping:
+                ended.plan.ended(failed=ended.end is not End.DRAINED)
+                self._waiting.append(ended.plan)
+
+    def _settle_one(self, ended: Ended) -> None:
+        if self._stopping and ended.end in CUT_SHORT:
+            self.unfinished = True
+        if ended.end is End.DRAINED:
+            return
+        process_id = ended.plan.board.process_id
+        if process_id is None and self.process_id is not None:
+            process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
+        if process_id is not None:
+            recovery.process_ended(
+                self.config,
+                process_id,
+                started_up_to=ended.plan.board.started_up_to,
+                give_back=ended.end is End.UNFINISHED,
+                crashed_thread=self.mode == "async",
+            )
+
+    def _beat(self) -> None:
+        if self.process_id is None or not processes.heartbeat(self.config, self.process_id):
+            logger.warning("dj_queue %s: its process row was gone, registering again", self.name)
+            self._register()
+        recovery.prune(self.config, except_for=[self.process_id] if self.process_id else [])
+
+    def _deregister(self) -> None:
+        if self.process_id is not None:
+            processes.deregister(self.config, self.process_id)
+            self.process_id = None
+
+    def _on_database(self, call: Callable[[], None]) -> bool:
+        """Do something on the database; if it is away, say so once and return False."""
+        try:
+            if self.standalone:
+                session.connect(self.config)
+            call()
+        except Error as error:
+            if not self._failures:
+                report(self.config, error, "supervisor.run")
+            self._failures += 1
+            with suppress(Error):
+                connections[self.config.database_alias].close_if_unusable_or_obsolete()
+            return False
+        finally:
+            # Nothing is left open between two beats. An embedded supervisor's thread is not its own.
+            if self.standalone:
+                connections[self.config.database_alias].close()
+        self._failures = 0
+        return True
+
+    def _set_stop_by(self) -> None:
+        """From now on, runners have their time and no more; hurried ones the grace."""
+        patience = 0.0 if self._hurried else self.config.shutdown_timeout
+        self._stop_by = time.monotonic() + patience + GRACE
+
+    @property
+    def _cut_short(self) -> End:
+        """How a runner counts that did not end by itself."""
+        return End.HURRIED if self._hurried else End.UNFINISHED
+
+    def _asked(self, number: int, frame: FrameType | None) -> None:
+        if self._stopping:
+            self._hurried = True
+            self._stop_by = min(self._stop_by, time.monotonic() + GRACE)
+            self._hurry()
+        self._stopping = True
+        self._wakeup.set()

@@ -1,0 +1,117 @@
+"""Each runner in a thread of this process."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+from django.db import connections
+
+from dj_queue import events
+from dj_queue.config import BackendConfig
+from dj_queue.operations import recovery
+from dj_queue.runtime.plan import Plan
+from dj_queue.runtime.process import End, Runner
+from dj_queue.runtime.supervision import CUT_SHORT, Ended, Supervisor
+from dj_queue.thread_errors import report
+
+logger = logging.getLogger("dj_queue")
+
+
+class AsyncSupervisor(Supervisor):
+    """Each runner is a thread of this process."""
+
+    mode = "async"
+
+    def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
+        super().__init__(config, standalone=standalone)
+        self._threads: dict[Plan, tuple[Runner, threading.Thread]] = {}
+        self._running_on: list[Ended] = []
+
+    def _start_runner(self, plan: Plan) -> None:
+        runner = plan.make(self.process_id)
+        thread = threading.Thread(target=self._run, args=(runner, plan.kind), name=plan.name, daemon=True)
+        if plan.failures:
+            events.emit("process.replaced", kind=plan.kind, process_name=plan.name)
+        self._threads[plan] = (runner, thread)
+        thread.start()
+
+    def _ended(self) -> list[Ended]:
+        over = [plan for plan, (_, thread) in self._threads.items() if not thread.is_alive()]
+        return [Ended(plan, self._threads.pop(plan)[0].end) for plan in over]
+
+    def _stop_runners(self) -> None:
+        for runner, _ in self._threads.values():
+            runner.request_stop()
+        self._set_stop_by()
+        for plan, (_, thread) in self._threads.items():
+            while thread.is_alive() and time.monotonic() < self._stop_by:
+                thread.join(0.02)
+            if thread.is_alive():
+                logger.error("dj_queue %s did not stop in time", plan.name)
+                self._unsettled.append(Ended(plan, self._cut_short))
+        self._unsettled += self._ended()
+        if self.standalone:
+            self._running_on = [ended for ended in self._unsettled if ended.end in CUT_SHORT]
+            self._unsettled = [ended for ended in self._unsettled if ended.end not in CUT_SHORT]
+            self.unfinished = bool(self._running_on)
+
+    def leave(self, end: End) -> NoReturn:
+        """End the process, as `run()` ended.
+
+        A thread ends with its process alone: what still runs is given back as the last thing that is done
+        here, so that nobody runs it a second time meanwhile.
+        """
+        if self._running_on:
+            logging.shutdown()
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            self._unsettled += self._running_on
+            self._next_settlement = 0.0
+            self._settle()
+            os._exit(int(end))
+        super().leave(end)
+
+    def _settle_one(self, ended: Ended) -> None:
+        if not self.standalone and self._stopping and ended.end in CUT_SHORT:
+            # Its threads may run on for as long as the host's process does, and nobody else may run what
+            # they run. Should this process not reach its exit, the heartbeat's end settles it.
+            if not self.unfinished:
+                atexit.register(self._give_back_at_exit)
+            self.unfinished = True
+            return
+        super()._settle_one(ended)
+
+    def _deregister(self) -> None:
+        # What was left to the process's exit is to be found by its supervisor until then.
+        if self.standalone or not self.unfinished:
+            super()._deregister()
+
+    def _give_back_at_exit(self) -> None:
+        try:
+            if self.process_id is not None:
+                recovery.supervisor_ended(self.config, self.process_id, give_back=True)
+        except Exception as error:
+            report(self.config, error, "supervisor.run")
+        finally:
+            connections[self.config.database_alias].close()
+
+    def _hurry(self) -> None:
+        for runner, _ in self._threads.values():
+            runner.request_stop(hurry=True)
+
+    def _quit(self, number: int, frame: FrameType | None) -> None:
+        os._exit(1)
+
+    def _run(self, runner: Runner, kind: str) -> None:
+        try:
+            runner.run()
+        except Exception as error:
+            runner.end = End.CRASHED
+            report(self.config, error, f"{kind}.run")
