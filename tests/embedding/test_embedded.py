@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 from django.tasks import TaskResultStatus, default_task_backend
+from django.tasks.signals import task_finished
 
 from dj_queue.config import backend_config
 from dj_queue.models import ClaimedExecution, Process
@@ -94,6 +95,36 @@ def test_a_job_that_outlasts_the_stop_is_nobody_elses_until_the_exit(embedded, a
     release.touch()
     wait_until(lambda: "worker-1-1" not in names())
     assert states() == {"ready": 1}
+
+
+def test_a_job_that_ends_between_the_stop_and_the_exit_is_recorded(embedded, at_exit, tmp_path):
+    host, supervisor = embedded(shutdown_timeout=0, workers={"threads": 2})
+    release = tmp_path / "release"
+    ended, outlasting = enqueue((tasks.wait_for_file, str(release)), (tasks.wait_for_file, str(tmp_path / "later")))
+    wait_until(lambda: (tmp_path / "release.started").exists() and (tmp_path / "later.started").exists())
+    host.request_stop()
+    host.ended.result(20)
+    assert supervisor.unfinished
+    release.touch()
+    wait_until(lambda: len(names() & {"worker-1-1", "worker-1-2"}) == 1)
+    told = []
+
+    def tell(task_result, **kwargs):
+        told.append(task_result.id)
+
+    task_finished.connect(tell)
+    (call,) = at_exit
+    try:
+        call()
+    finally:
+        task_finished.disconnect(tell)
+    assert told == [ended]
+    assert default_task_backend.get_result(ended).return_value == "seen"
+    assert default_task_backend.get_result(outlasting).status is TaskResultStatus.READY
+    assert not Process.objects.exists()
+    (tmp_path / "later").touch()
+    wait_until(lambda: not names() & {"worker-1-1", "worker-1-2"})
+    assert states() == {"finished": 1, "ready": 1}
 
 
 def test_a_database_that_is_away_at_the_exit_is_reported(embedded, at_exit, tmp_path, monkeypatch, caplog):

@@ -164,7 +164,7 @@ class TestFailures:
 
     def test_missing_migrations(self, monkeypatch):
         monkeypatch.setattr(embedded, "_PATIENCE", 0.0)
-        monkeypatch.setattr("dj_queue.runtime.startup.unapplied_migrations", lambda database: ["0002_more"])
+        monkeypatch.setattr("dj_queue.operations.schema.unapplied_migrations", lambda database: ["0002_more"])
         lifespan = run(DjQueueLifespan(deaf), STARTUP)
         assert lifespan.types == ["lifespan.startup.failed"]
         assert "manage.py migrate dj_queue" in lifespan.sent[0]["message"]
@@ -172,7 +172,7 @@ class TestFailures:
     def test_it_waits_for_the_database(self, monkeypatch, caplog):
         answers = [["0001_initial"], []]
         monkeypatch.setattr(embedded, "_PAUSE", 0.01)
-        monkeypatch.setattr("dj_queue.runtime.startup.unapplied_migrations", lambda database: answers.pop(0))
+        monkeypatch.setattr("dj_queue.operations.schema.unapplied_migrations", lambda database: answers.pop(0))
         assert run(DjQueueLifespan(deaf), STARTUP, SHUTDOWN).types == COMPLETE
         assert "Waiting up to 30 seconds" in caplog.text
 

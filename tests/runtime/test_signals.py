@@ -219,6 +219,32 @@ atexit.register(time.sleep, 60)
         assert states() == {"ready": 1}
         assert_nothing_left()
 
+    def test_what_a_thread_ends_when_its_time_is_up_is_recorded(self, runtime, project, tmp_path, ran, release):
+        exiting = tmp_path / "exiting"
+        code = f"""
+import threading
+import time
+from pathlib import Path
+from dj_queue.hooks import on_exit
+
+@on_exit
+def exiting(supervisor):
+    Path({str(exiting)!r}).touch()
+    while any(thread.name == "worker-1-1" for thread in threading.enumerate()):
+        time.sleep(0.01)
+"""
+        (job_id,) = enqueue((tasks.wait_then_append, str(release), str(ran), "running"))
+        running = runtime(options=ONE_THREAD | {"mode": "async", "shutdown_timeout": 0}, environment=project(code))
+        wait_until(Path(f"{release}.started").exists)
+        running.signal(signal.SIGTERM)
+        wait_until(exiting.exists)
+        assert states() == {"claimed": 1}
+        release.touch()
+        assert running.wait() == 3
+        assert Job.objects.get(pk=job_id).status == "finished"
+        assert lines(ran) == ["running"]
+        assert_nothing_left()
+
     def test_a_child_that_hears_no_signal_is_killed(self, runtime, busy, release):
         running, _ = busy("fork", task=tasks.block_in_c, shutdown_timeout=0.3)
         worker = pid_of("worker-1")

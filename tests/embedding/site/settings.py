@@ -15,8 +15,8 @@ if "missing_until" in _given:
     from pathlib import Path
 
     from dj_queue.operations import schema
-    from dj_queue.runtime import startup
 
-    startup.unapplied_migrations = lambda database: (
-        schema.unapplied_migrations(database) if Path(_given["missing_until"]).exists() else ["0002_more"]
+    _unapplied = schema.unapplied_migrations
+    schema.unapplied_migrations = lambda database: (
+        _unapplied(database) if Path(_given["missing_until"]).exists() else ["0002_more"]
     )

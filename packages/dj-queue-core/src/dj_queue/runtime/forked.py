@@ -50,7 +50,7 @@ class ForkSupervisor(Supervisor):
                 end = _end(status)
                 if end is not End.DRAINED and not self._stopping:
                     logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, _describe(status))
-                ended.append(Ended(plan, end, pid))
+                ended.append(Ended(plan, end))
         return ended
 
     def _stop_runners(self) -> None:
@@ -63,10 +63,10 @@ class ForkSupervisor(Supervisor):
         for pid, plan in self._children.items():
             _, status = os.waitpid(pid, 0)
             if os.WIFEXITED(status):  # just in time
-                self._unsettled.append(Ended(plan, _end(status), pid))
+                self._unsettled.append(Ended(plan, _end(status)))
                 continue
             logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
-            self._unsettled.append(Ended(plan, self._cut_short, pid))
+            self._unsettled.append(Ended(plan, self._cut_short))
         self._children = {}
 
     def _hurry(self) -> None:

@@ -127,6 +127,9 @@ class Runner(ABC):
     def drain(self) -> None:  # noqa: B027
         """Bring what is under way to an end, or say in `end` that it has none. Called once."""
 
+    def catch_up(self) -> None:  # noqa: B027
+        """Record what came to an end after `drain()`. Called where `run()` has returned, by any thread."""
+
     def lapse(self) -> None:
         """Let go: the lease is over, and others will settle what this runner has claimed."""
         logger.error("dj_queue %s lost touch with the database, or was pruned: it lets go of its jobs", self.name)

@@ -27,7 +27,7 @@ from dj_queue.runtime import session
 from dj_queue.runtime.child import title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
-from dj_queue.runtime.process import End, backoff
+from dj_queue.runtime.process import End, Runner, backoff
 from dj_queue.runtime.wakeup import Wakeup
 from dj_queue.thread_errors import report
 
@@ -45,7 +45,7 @@ class Ended(NamedTuple):
 
     plan: Plan
     end: End
-    pid: int | None = None
+    runner: Runner | None = None  # whose loop has ended while its threads may run on
 
 
 class Supervisor(ABC):

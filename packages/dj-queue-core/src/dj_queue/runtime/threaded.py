@@ -44,7 +44,8 @@ class AsyncSupervisor(Supervisor):
 
     def _ended(self) -> list[Ended]:
         over = [plan for plan, (_, thread) in self._threads.items() if not thread.is_alive()]
-        return [Ended(plan, self._threads.pop(plan)[0].end) for plan in over]
+        runners = [(plan, self._threads.pop(plan)[0]) for plan in over]
+        return [Ended(plan, runner.end, runner) for plan, runner in runners]
 
     def _stop_runners(self) -> None:
         for runner, _ in self._threads.values():
@@ -69,6 +70,7 @@ class AsyncSupervisor(Supervisor):
         here, so that nobody runs it a second time meanwhile.
         """
         if self._running_on:
+            self._on_database(self._catch_up)
             logging.shutdown()
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
@@ -85,6 +87,7 @@ class AsyncSupervisor(Supervisor):
             if not self.unfinished:
                 atexit.register(self._give_back_at_exit)
             self.unfinished = True
+            self._running_on.append(ended)
             return
         super()._settle_one(ended)
 
@@ -95,12 +98,19 @@ class AsyncSupervisor(Supervisor):
 
     def _give_back_at_exit(self) -> None:
         try:
+            self._catch_up()
             if self.process_id is not None:
                 recovery.supervisor_ended(self.config, self.process_id, give_back=True)
         except Exception as error:
             report(self.config, error, "supervisor.run")
         finally:
             connections[self.config.database_alias].close()
+
+    def _catch_up(self) -> None:
+        """Record what has ended since the time was up: it is not to be given back, and run again."""
+        for ended in self._running_on:
+            if ended.runner is not None:
+                ended.runner.catch_up()
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():

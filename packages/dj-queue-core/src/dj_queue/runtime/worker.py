@@ -134,6 +134,10 @@ class Worker(Runner):
             # The supervisor settles these claims once nothing of this runner can touch them any more.
             self.end = self.end or (End.HURRIED if self.hurried else End.UNFINISHED)
 
+    def catch_up(self) -> None:
+        # Not by a follow-up: the threads end after what they are doing.
+        execution.announce(self._finish())
+
     # ---- run ----
 
     def _may_start(self, job: execution.Job) -> bool:
@@ -196,6 +200,13 @@ class Worker(Runner):
 
     def _record(self) -> float:
         """Write what the threads have done, in one batch, and tell of it."""
+        recorded = self._finish()
+        if recorded:
+            self._pool.follow_up(partial(execution.announce, recorded))
+        return 0.0
+
+    def _finish(self) -> list[execution.Job]:
+        recorded: list[execution.Job] = []
         done = self._pool.collect()
         for job in done:
             self._measure(job.seconds)
@@ -210,9 +221,7 @@ class Worker(Runner):
             self._held.difference_update(job.claim.id for job in self._unrecorded)
             self._unrecorded = []
             self._measure_round_trip(time.monotonic() - began)
-            if recorded:
-                self._pool.follow_up(partial(execution.announce, recorded))
-        return 0.0
+        return recorded
 
     # ---- give back ----
 
