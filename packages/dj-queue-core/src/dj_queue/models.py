@@ -6,6 +6,8 @@ deleting its old row in the statement or transaction that writes the new one (op
 
 Indexes stand beside the statement they serve. What a job's finish changes is in no index, so that
 PostgreSQL can write it as a heap-only update.
+
+One module, however long: it is read as one schema, and Django and promised imports look for all of it here.
 """
 
 from __future__ import annotations

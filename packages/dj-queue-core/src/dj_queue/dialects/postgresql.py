@@ -13,7 +13,8 @@ from django.db.backends.postgresql.psycopg_any import is_psycopg3
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
-from dj_queue.dialects import observation_sql, postgresql_peer
+from dj_queue.dialects import observation_sql, postgresql_peer, postgresql_pick
+from dj_queue.dialects import postgresql_limits as limits
 from dj_queue.dialects import postgresql_sql as sql
 from dj_queue.dialects.base import Claim, Dialect, LimitedJob, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
@@ -60,8 +61,8 @@ class PostgreSQL(Dialect):
     def insert_limited(
         self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
     ) -> tuple[datetime, set[UUID]]:
-        params = {**sql.limited_rows(jobs), "alias": alias}
-        statement = sql.INSERT_LIMITED.format(notify=sql.NOTIFY_IF_READY if notify else "")
+        params = {**limits.limited_rows(jobs), "alias": alias}
+        statement = limits.INSERT_LIMITED.format(notify=limits.NOTIFY_IF_READY if notify else "")
         if cursor.db.in_atomic_block:
             # Locks outlive the statement here: make what is missing before any is taken, not out of order.
             _make_semaphores(cursor, jobs)
@@ -88,7 +89,7 @@ class PostgreSQL(Dialect):
         process_id: int | None,
         skip_locked: bool,
     ) -> list[Claim]:
-        picked, params = sql.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
+        picked, params = postgresql_pick.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
         cursor.execute(
             sql.CLAIM.format(picked=picked),
             {**params, "alias": alias, "limit": limit, "process": process_id},
@@ -119,7 +120,7 @@ class PostgreSQL(Dialect):
         notify: bool,
     ) -> tuple[datetime, set[int], list[UnblockedJob]]:
         finish, params = sql.finish(outcomes, worker=worker, preserve=preserve, keys=keys)
-        unblock, more = sql.unblock(dict.fromkeys(keys.values(), 0), notify=notify)
+        unblock, more = limits.unblock(dict.fromkeys(keys.values(), 0), notify=notify)
         at_once = self.finishes_at_once(cursor.db)
         # Two statements, as the second must see what the first had to wait for.
         cursor.execute(f"{finish};\n{unblock}" if at_once else finish, {**params, **more} if at_once else params)
@@ -151,8 +152,8 @@ class PostgreSQL(Dialect):
         return row[0], list(row[1] or ())
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
-        statement, params = sql.unblock(freed, notify=notify)
-        cursor.execute(sql.LOCK, params)
+        statement, params = limits.unblock(freed, notify=notify)
+        cursor.execute(limits.LOCK, params)
         cursor.execute(statement, params)
         return _unblocked(cursor)
 
@@ -255,8 +256,8 @@ def _set(cursor: CursorWrapper, values: Mapping[str, str], *, local: bool) -> No
 
 
 def _make_semaphores(cursor: CursorWrapper, jobs: Sequence[LimitedJob]) -> None:
-    limits = {each.key: each.limit for each in jobs}
-    cursor.execute(sql.MAKE_SEMAPHORES, {"keys": list(limits), "limits": list(limits.values())})
+    by_key = {each.key: each.limit for each in jobs}
+    cursor.execute(limits.MAKE_SEMAPHORES, {"keys": list(by_key), "limits": list(by_key.values())})
 
 
 def _unblocked(cursor: CursorWrapper) -> list[UnblockedJob]:
