@@ -78,7 +78,7 @@ def assert_sums() -> None:
 
 
 def maintain(alias: str = "default") -> int:
-    return maintenance.maintain(backend_config(alias))
+    return sum(maintenance.maintain(backend_config(alias)))
 
 
 def expire(*, blocked: bool = False) -> None:

@@ -33,7 +33,7 @@ from dj_queue_admin.dashboard import overview
 from dj_queue_admin.dashboard.tables import Column, Heading, Pages, changed, order_of, parse_sort, sort_address
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
-from dj_queue_admin.records import selection, shown
+from dj_queue_admin.records import filters, shown
 from dj_queue_admin.records.job import arguments
 from dj_queue_admin.templatetags.dj_queue_admin import NOTHING
 
@@ -172,7 +172,7 @@ def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, *
     given = {"since": request.GET.get("since", "")}
     contents = permissions.may_read(request, Job)
     text = request.GET.get("q", "").strip()
-    chosen = selection.read(given, config, contents=contents, text=text, status=state.name, queue=name)
+    chosen = filters.read(given, config, contents=contents, text=text, status=state.name, queue=name)
     searched = bool(text or given["since"])
     # To sort is to read all of them: offered where that is cheap, and what was searched keeps its order.
     sortable = not many and not searched and state.name != "finished"

@@ -17,7 +17,7 @@ from dj_queue.models import FailedExecution, Job
 from dj_queue.operations import jobs
 from dj_queue_admin import audit, backends, permissions
 from dj_queue_admin.permissions import Verb
-from dj_queue_admin.records import selection, verbs
+from dj_queue_admin.records import filters, verbs
 from dj_queue_admin.records.cells import counted
 from dj_queue_admin.records.selection import DRIVERS, Selection
 from dj_queue_admin.views import page
@@ -108,7 +108,7 @@ def _wanted(model_admin: RecordAdmin, request: HttpRequest, config: BackendConfi
     """The selection, or why nothing can be done to it."""
     fixed = {"status": "failed"} if model_admin.model is FailedExecution else {}
     contents = permissions.may_read(request, model_admin.model)
-    wanted = selection.read(request.GET, config, contents=contents, text=request.GET.get("q", ""), **fixed)
+    wanted = filters.read(request.GET, config, contents=contents, text=request.GET.get("q", ""), **fixed)
     if wanted.mistakes:
         return f"{wanted.mistakes[0]}. Nothing was changed: correct the filter."
     if verb == "retry" and wanted.state in ("", "failed"):

@@ -20,10 +20,11 @@ from dj_queue.config import BackendConfig
 from dj_queue.models import FailedExecution
 from dj_queue_admin import backends, permissions
 from dj_queue_admin.permissions import Verb
-from dj_queue_admin.records import bulk, job, job_page, selection, shown
+from dj_queue_admin.records import bulk, filters, job, job_page, shown
 from dj_queue_admin.records.cells import link, moment
 from dj_queue_admin.records.listing import Found
 from dj_queue_admin.records.record import Button, RecordAdmin
+from dj_queue_admin.records.selection import Selection
 from dj_queue_admin.redaction import redaction, scrub
 from dj_queue_admin.views import page
 
@@ -70,10 +71,10 @@ class FailedExecutionAdmin(RecordAdmin):
 
     # ---- the list -----------------------------------------------------------------------------------
 
-    def select(self, request: HttpRequest, text: str) -> selection.Selection:
+    def select(self, request: HttpRequest, text: str) -> Selection:
         config = backends.selected(request)
         contents = permissions.may_read(request, FailedExecution)
-        return selection.read(request.GET, config, contents=contents, text=text, status="failed")
+        return filters.read(request.GET, config, contents=contents, text=text, status="failed")
 
     def find(self, request: HttpRequest, text: str) -> Found:
         wanted = self.select(request, text)

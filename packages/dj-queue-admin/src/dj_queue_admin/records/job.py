@@ -17,10 +17,11 @@ from dj_queue.models import STATES, FailedExecution, Job
 from dj_queue.operations import jobs
 from dj_queue_admin import audit, backends, permissions
 from dj_queue_admin.permissions import Verb
-from dj_queue_admin.records import bulk, job_page, selection, shown, verbs
+from dj_queue_admin.records import bulk, filters, job_page, shown, verbs
 from dj_queue_admin.records.cells import badge, counted, link, moment
 from dj_queue_admin.records.listing import Found
 from dj_queue_admin.records.record import Button, RecordAdmin
+from dj_queue_admin.records.selection import Selection
 from dj_queue_admin.redaction import redaction
 
 WAITING = ("ready", "scheduled", "blocked")
@@ -46,10 +47,10 @@ class JobAdmin(RecordAdmin):
 
     # ---- the list -----------------------------------------------------------------------------------
 
-    def select(self, request: HttpRequest, text: str) -> selection.Selection:
+    def select(self, request: HttpRequest, text: str) -> Selection:
         config = backends.selected(request)
         contents = permissions.may_read(request, Job)
-        return selection.read(request.GET, config, contents=contents, text=text)
+        return filters.read(request.GET, config, contents=contents, text=text)
 
     def find(self, request: HttpRequest, text: str) -> Found:
         wanted = self.select(request, text)

@@ -15,7 +15,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.models import ClaimedExecution, Job, Process
 from dj_queue.operations import recurring
 from dj_queue_admin import backends, permissions
-from dj_queue_admin.records import job_page, selection, shown
+from dj_queue_admin.records import filters, job_page, shown
 from dj_queue_admin.records.cells import badge, link, moment, since
 from dj_queue_admin.records.listing import Found, count_up_to_cap
 from dj_queue_admin.records.record import RecordAdmin
@@ -36,7 +36,7 @@ class ProcessAdmin(RecordAdmin):
 
     def find(self, request: HttpRequest, text: str) -> Found:
         config = backends.selected(request)
-        given = selection.given(request.GET)
+        given = filters.given(request.GET)
         mistakes = tuple(f"{name} holds a character that no database stores" for name in given if "\0" in given[name])
         rows = self.get_queryset(request).order_by("supervisor_id", "kind", "name", "pk")
         if given["status"] in ("live", "stale"):

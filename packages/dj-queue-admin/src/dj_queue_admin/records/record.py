@@ -20,7 +20,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.models import Semaphore
 from dj_queue_admin import backends, permissions
 from dj_queue_admin.permissions import Verb
-from dj_queue_admin.records import selection
+from dj_queue_admin.records import filters
 from dj_queue_admin.records.listing import Found, Listing
 from dj_queue_admin.views import Page, page
 
@@ -172,7 +172,7 @@ class RecordAdmin(_Base):
         context = {
             **self._page(request, config).context,
             "filters_template": self.filters_template,
-            "filters": {"given": selection.given(request.GET), **self.filters(request, config)},
+            "filters": {"given": filters.given(request.GET), **self.filters(request, config)},
             **(extra_context or {}),
         }
         context.pop("title")

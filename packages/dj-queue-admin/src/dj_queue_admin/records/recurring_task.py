@@ -19,7 +19,7 @@ from dj_queue.models import Job, RecurringExecution, RecurringTask
 from dj_queue.operations import recurring, schedule
 from dj_queue_admin import audit, backends, permissions
 from dj_queue_admin.permissions import Verb
-from dj_queue_admin.records import job_page, selection, shown
+from dj_queue_admin.records import filters, job_page, shown
 from dj_queue_admin.records.cells import counted, link, moment
 from dj_queue_admin.records.listing import Found, count_up_to_cap
 from dj_queue_admin.records.record import Button, RecordAdmin
@@ -46,7 +46,7 @@ class RecurringTaskAdmin(RecordAdmin):
     # ---- the list -----------------------------------------------------------------------------------
 
     def find(self, request: HttpRequest, text: str) -> Found:
-        given = selection.given(request.GET)
+        given = filters.given(request.GET)
         queue, static = given["queue"], given["static"]
         rows = self.get_queryset(request).order_by("key")
         mistakes = ("The filter holds a character that no database stores",) if "\0" in queue + text else ()

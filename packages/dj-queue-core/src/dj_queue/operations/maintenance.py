@@ -24,13 +24,11 @@ from dj_queue.operations import transactions
 _BATCH = 200
 
 
-def maintain(config: BackendConfig) -> int:
-    """Recount every semaphore, drop those that nobody needs, start what has room; return how many jobs started."""
-    return sum(steps(config))
+def maintain(config: BackendConfig) -> Iterator[int]:
+    """Recount every semaphore, drop those that nobody needs, start what has room; yield how many jobs started.
 
-
-def steps(config: BackendConfig) -> Iterator[int]:
-    """`maintain`, some keys at a time, each in a transaction: there may be other things to do in between."""
+    Some keys at a time, each in a transaction: there may be other things to do in between.
+    """
     for keys in _batches(config):
         unblocked = transactions.run(config.database_alias, partial(_recount, config, keys))
         for job_id, key in unblocked:

@@ -41,7 +41,7 @@ class Dispatcher(Runner):
         if self._upkeep is None:
             if not self.options.concurrency_maintenance or time.monotonic() < self._maintain_at:
                 return False
-            self._upkeep = maintenance.steps(self.config)
+            self._upkeep = maintenance.maintain(self.config)
         upkeep, self._upkeep = self._upkeep, None  # one that fails begins anew
         if next(upkeep, None) is None:
             self._maintain_at = time.monotonic() + self.options.concurrency_maintenance_interval
