@@ -231,6 +231,18 @@ class Counts(dict[str, int]):
 
 
 @pytest.fixture
+def ran(tmp_path: Path) -> Path:
+    """The file in which tasks leave a line each; `lines(ran)` reads it."""
+    return tmp_path / "ran"
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    """The file for which tasks wait; what waits has made another one, whose name ends in `.started`."""
+    return tmp_path / "release"
+
+
+@pytest.fixture
 def project(tmp_path: Path) -> Callable[..., dict[str, str]]:
     """Make a project around the test's: `runtime(environment=project(code))`.
 

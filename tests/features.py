@@ -21,6 +21,14 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: databases.SERVER,
         "the database has no plans that this understands",
     ),
+    "executed plans": (
+        lambda: (
+            dialect_for("default").one_statement
+            and connection.features.supports_explaining_query_execution
+            and "JSON" in connection.features.supported_explain_formats
+        ),
+        "the database does not say in JSON what a statement has read",
+    ),
     "sessions": (
         lambda: databases.SERVER,
         "the database has no server whose sessions could be ended",

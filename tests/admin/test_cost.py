@@ -11,7 +11,6 @@ from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
 from dj_queue.config import backend_config
-from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
 from dj_queue.operations import history
 from dj_queue.operations.history import RANGES
@@ -20,14 +19,7 @@ from tests.plans import reader
 pytestmark = [
     pytest.mark.django_db,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not (
-            dialect_for("default").one_statement
-            and connection.features.supports_explaining_query_execution
-            and "JSON" in connection.features.supported_explain_formats
-        ),
-        reason="the database has no plans that this understands",
-    ),
+    pytest.mark.needs("executed plans"),
 ]
 
 MILLION = 1_000_000

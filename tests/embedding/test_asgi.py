@@ -31,16 +31,6 @@ ENDS_WELL = {"uvicorn": -signal.SIGTERM, "hypercorn": 0, "granian": 0}
 PATIENT = {"shutdown_timeout": 60}
 
 
-@pytest.fixture
-def ran(tmp_path):
-    return tmp_path / "ran"
-
-
-@pytest.fixture
-def release(tmp_path):
-    return tmp_path / "release"
-
-
 @EVERY_SERVER
 class TestOneServer:
     def test_jobs_run_in_the_process_that_took_them_on(self, server, kind):

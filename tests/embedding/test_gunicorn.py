@@ -40,16 +40,6 @@ PATIENT = {"shutdown_timeout": 20}
 
 
 @pytest.fixture
-def ran(tmp_path):
-    return tmp_path / "ran"
-
-
-@pytest.fixture
-def release(tmp_path):
-    return tmp_path / "release"
-
-
-@pytest.fixture
 def gunicorn(server, tmp_path):
     """Start `gunicorn("sync", "--workers", "2", conf=HOOKS, options={...})`."""
 

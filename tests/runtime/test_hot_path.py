@@ -35,11 +35,6 @@ from tests.working import WORKER, claim, run, states
 
 
 @pytest.fixture
-def ran(tmp_path):
-    return tmp_path / "ran"
-
-
-@pytest.fixture
 def listens(transactional_db):
     """Skip where an idle worker can only poll."""
     if not dialect_for("default").listen(connection):

@@ -23,11 +23,6 @@ CUTTING = 20 if os.environ.get("DJ_QUEUE_TEST_LONG") else 8
 BUSY = {"workers": {"threads": 2, "processes": 2, "polling_interval": 0.05}}
 
 
-@pytest.fixture
-def ran(tmp_path):
-    return tmp_path / "ran"
-
-
 # ---- a server of this module's own, to be stopped and started ---------------------------------------
 
 

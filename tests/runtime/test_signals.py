@@ -20,16 +20,6 @@ PATIENT = {"shutdown_timeout": 60}
 
 
 @pytest.fixture
-def ran(tmp_path):
-    return tmp_path / "ran"
-
-
-@pytest.fixture
-def release(tmp_path):
-    return tmp_path / "release"
-
-
-@pytest.fixture
 def busy(runtime, project, tmp_path, ran, release):
     """Start a runtime whose one thread runs a job until `release` exists; `stopping` says that it was told to."""
 

@@ -34,11 +34,6 @@ def proxy(transactional_db):
     between.close()
 
 
-@pytest.fixture
-def ran(tmp_path):
-    return tmp_path / "ran"
-
-
 def waiting_for_a_lock(*, since="0 s"):
     with connection.cursor() as cursor:
         cursor.execute("SELECT pg_stat_clear_snapshot()")  # this transaction would see the same again

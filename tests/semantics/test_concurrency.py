@@ -33,9 +33,7 @@ from tests.working import claim, run, states, work
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
-row_locks = pytest.mark.skipif(
-    not connection.features.has_select_for_update, reason="the database has one writer at a time: no such race"
-)
+row_locks = pytest.mark.needs("row locks")
 
 SOON = timedelta(seconds=60)
 

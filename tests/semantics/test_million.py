@@ -29,7 +29,7 @@ DAY = 86400
 pytestmark = [
     pytest.mark.django_db,
     pytest.mark.timeout(900),
-    pytest.mark.needs("one statement"),
+    pytest.mark.needs("executed plans"),
 ]
 
 # Job n was enqueued n seconds after a day in the past, and its id says so. Of ten: three failed, and the oldest of

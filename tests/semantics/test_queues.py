@@ -394,14 +394,7 @@ MANY = 1_000_000 if LONG else 200_000
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(
-    not (
-        dialect_for("default").one_statement
-        and connection.features.supports_explaining_query_execution
-        and "JSON" in connection.features.supported_explain_formats
-    ),
-    reason="the database does not say what a statement has read",
-)
+@pytest.mark.needs("executed plans")
 @pytest.mark.parametrize("pause", [False, True], ids=["nothing paused", "the full queue paused"])
 def test_a_full_queue_does_not_slow_another(pause: bool) -> None:
     """Whatever the selectors, a claim reads as much as it takes, and not what another queue holds."""

@@ -10,21 +10,13 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 
-from dj_queue.dialects import dialect_for
 from dj_queue.models import ClaimedExecution, FailedExecution, Job
 from tests.plans import Plan, reader
 
 pytestmark = [
     pytest.mark.django_db,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not (
-            dialect_for("default").one_statement
-            and connection.features.supports_explaining_query_execution
-            and "JSON" in connection.features.supported_explain_formats
-        ),
-        reason="the database has no plans that this understands",
-    ),
+    pytest.mark.needs("executed plans"),
 ]
 
 MILLION = 1_000_000
