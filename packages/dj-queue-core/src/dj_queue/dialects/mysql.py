@@ -2,51 +2,45 @@
 
 At READ COMMITTED, where InnoDB locks rows and no gaps between them: workers that claim and finish at the
 same time do not wait for each other. Rows are locked with SKIP LOCKED where others may hold them, and
-deleted by primary key, in its order.
+deleted by primary key, in its order. One class, and long: each step is several statements.
 """
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 from uuid import UUID
 
-from django.conf import settings
 from django.db import DataError, Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Expression
-from django.utils import timezone
 
+from dj_queue.dialects import mysql_peer
 from dj_queue.dialects import mysql_sql as sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob, needed
 from dj_queue.dialects.clock import Now, in_utc, mysql_clock
+from dj_queue.dialects.mysql_rows import (
+    claim_of,
+    delete,
+    for_each,
+    lock_clause,
+    of_jobs,
+    read_time,
+    stored_time,
+    thousands,
+    write,
+)
 from dj_queue.serialization import JSONLimits
-
-# Lock wait timeout, deadlock; a row that changed under a snapshot; a certification that failed at commit.
-_TRANSIENT = {1205, 1213, 1020, 3101}
-# What no other statement would get past: access, shutdown, read only, out of connections, memory or space,
-# killed and timed out. Every error of the client library is one of those, but for a packet too large.
-_AWAY = {
-    1021, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1077, 1079, 1080, 1081, 1114, 1129, 1130,
-    1135, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1206, 1223, 1226, 1290, 1317, 1792, 1836, 1927, 1969,
-    3024, 3100, 3159, 3168, 4031,
-}  # fmt: skip
-_CLIENT_ERRORS = range(2000, 3000)
-_PACKET_TOO_LARGE = 2020
 
 # The largest statement that is put together of many rows, in characters. One row may be larger.
 _STATEMENT = 256 * 1024
 # No server takes less, even if each character is escaped; and more than the rest of a statement.
 _SURELY_SENDABLE = 64 * 1024
-# So many times one statement asks the same.
-_UNION = 100
 _READ_COMMITTED = "read committed"
 
 
@@ -69,7 +63,7 @@ class MySQL(Dialect):
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = self.now(cursor)
-        stored = partial(_stored, cursor)
+        stored = partial(stored_time, cursor)
         at = stored(now)
         row = "(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
         sizes = [len(job.payload) for job in jobs]
@@ -77,7 +71,7 @@ class MySQL(Dialect):
             values = [(job.id.hex, *job[1:5], alias, stored(job.run_after), at, at) for job in some]
             if len(values) == 1:
                 self._refuse_unsendable(cursor, values[0][4])
-            _write(cursor, sql.INSERT_JOBS, row, values)
+            write(cursor, sql.INSERT_JOBS, row, values)
         waits = [job.run_after is not None and job.run_after > now for job in jobs]
         self._insert_ready(
             cursor,
@@ -92,13 +86,13 @@ class MySQL(Dialect):
             for job, later in zip(jobs, waits, strict=True)
             if later
         ]
-        for batch in _thousands(scheduled):
-            _write(cursor, sql.INSERT_SCHEDULED, "(%s, %s, %s, %s, %s, %s)", batch)
+        for batch in thousands(scheduled):
+            write(cursor, sql.INSERT_SCHEDULED, "(%s, %s, %s, %s, %s, %s)", batch)
         return now
 
     def now(self, cursor: CursorWrapper) -> datetime:
         cursor.execute(f"SELECT {mysql_clock(cursor.db)}")
-        return _read(cursor, cursor.fetchone()[0])
+        return read_time(cursor, cursor.fetchone()[0])
 
     def clock(self, *, ago: float = 0) -> Expression:
         return Now() - timedelta(seconds=ago) if ago else Now()
@@ -117,9 +111,9 @@ class MySQL(Dialect):
         picked = self._pick(cursor, alias, needed(selectors), limit, lock)
         if not picked:
             return []
-        _delete(cursor, "dj_queue_ready_executions", [row[0] for row in picked])
+        delete(cursor, "dj_queue_ready_executions", [row[0] for row in picked])
         row = f"(%s, %s, %s, {mysql_clock(cursor.db)})"
-        _write(cursor, sql.HOLD, row, [(job_id, process_id, position) for position, job_id in picked])
+        write(cursor, sql.HOLD, row, [(job_id, process_id, position) for position, job_id in picked])
         job_ids = [job_id for _, job_id in picked]
         held = sql.HELD.format(ids=sql.marks(job_ids), lock="{lock}")
         cursor.execute(held.format(lock=""), job_ids)
@@ -133,7 +127,7 @@ class MySQL(Dialect):
             if orphans:
                 cursor.execute(sql.DROP_ORPHANS.format(ids=sql.marks(orphans)), orphans)
         # Claim ids were drawn in the order of the pick; a join's output promises no order.
-        return sorted(_claim(cursor, row) for row in rows)
+        return sorted(claim_of(cursor, row) for row in rows)
 
     def finish(
         self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
@@ -147,7 +141,7 @@ class MySQL(Dialect):
             succeeded = sql.dump([outcome.claim_id for outcome in ours if not outcome.error])
             cursor.execute(sql.FORGET_TICKS, [succeeded])
             cursor.execute(sql.DELETE_SUCCEEDED, [succeeded])
-        _delete(cursor, "dj_queue_claimed_executions", kept)
+        delete(cursor, "dj_queue_claimed_executions", kept)
         return now, kept
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
@@ -155,7 +149,7 @@ class MySQL(Dialect):
         kept = sorted(row[0] for row in locked)
         if kept:
             cursor.execute(sql.GIVE_BACK, [sql.dump(kept)])
-        _delete(cursor, "dj_queue_claimed_executions", kept)
+        delete(cursor, "dj_queue_claimed_executions", kept)
         return len(kept)
 
     def promote(
@@ -176,8 +170,8 @@ class MySQL(Dialect):
             return 0, []
         due = sorted(found, key=lambda row: (row[4], -row[3], row[0]))
         at = str(due[0][6])
-        keys = _of_jobs(cursor, "concurrency_key", [row[1] for row in due])
-        _delete(cursor, "dj_queue_scheduled_executions", [row[0] for row in due])
+        keys = of_jobs(cursor, "concurrency_key", [row[1] for row in due])
+        delete(cursor, "dj_queue_scheduled_executions", [row[0] for row in due])
         self._insert_ready(
             cursor,
             [
@@ -190,24 +184,24 @@ class MySQL(Dialect):
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
         keys = sorted(freed)
-        rows = _each(cursor, sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db)), [(key,) for key in keys])
+        rows = for_each(cursor, sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db)), [(key,) for key in keys])
         if not rows:
             return []
         ids = {row[1]: row[0] for row in rows}
         free = {key: min(limit, value + freed[key]) for _, key, value, limit, _ in rows}
-        now = _read(cursor, rows[-1][4])
-        at = _stored(cursor, now)
+        now = read_time(cursor, rows[-1][4])
+        at = stored_time(cursor, now)
         blocked = self._next_blocked(cursor, {key: count for key, count in free.items() if count > 0})
-        _delete(cursor, "dj_queue_blocked_executions", [row[0] for row in blocked])
+        delete(cursor, "dj_queue_blocked_executions", [row[0] for row in blocked])
         self._insert_ready(
             cursor, [(job_id, alias, queue, priority, key, at) for _, job_id, alias, queue, priority, key in blocked]
         )
         longest: dict[str, float] = {}
-        durations = _of_jobs(cursor, "concurrency_duration", [row[1] for row in blocked])
+        durations = of_jobs(cursor, "concurrency_duration", [row[1] for row in blocked])
         for row in blocked:
             free[row[5]] -= 1
             longest[row[5]] = max(longest.get(row[5], 0.0), durations[row[1]] or 0.0)
-        expiry = {key: _stored(cursor, now + timedelta(seconds=seconds)) for key, seconds in longest.items()}
+        expiry = {key: stored_time(cursor, now + timedelta(seconds=seconds)) for key, seconds in longest.items()}
         changed = [(ids[key], free[key], expiry.get(key)) for key in free]
         if changed:
             cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(changed), at])
@@ -222,13 +216,10 @@ class MySQL(Dialect):
         return bool(cursor.fetchone()[0])
 
     def is_transient(self, error: Error) -> bool:
-        return _code(error) in _TRANSIENT
+        return mysql_peer.is_transient(error)
 
     def is_away(self, error: Error) -> bool:
-        code = _code(error)
-        if code in _CLIENT_ERRORS:
-            return code != _PACKET_TOO_LARGE
-        return (code == 0 and super().is_away(error)) or code in _AWAY or code in _TRANSIENT
+        return mysql_peer.is_away(error, unnumbered=super().is_away(error))
 
     def prepare_session(self, connection: Any) -> None:
         with connection.cursor() as cursor:
@@ -236,7 +227,7 @@ class MySQL(Dialect):
         connection.isolation_level = _READ_COMMITTED
 
     def watch(self, connection: BaseDatabaseWrapper) -> None:
-        _give_up_on_dead_peers(connection)
+        mysql_peer.watch(connection)
 
     def prepare_transaction(self, connection: Any) -> None:
         connection.ensure_connection()
@@ -264,8 +255,8 @@ class MySQL(Dialect):
     # ---- enqueue ----
 
     def _insert_ready(self, cursor: CursorWrapper, values: Sequence[tuple[Any, ...]]) -> None:
-        for batch in _thousands(values):
-            _write(cursor, sql.INSERT_READY, "(%s, %s, %s, %s, %s, %s)", batch)
+        for batch in thousands(values):
+            write(cursor, sql.INSERT_READY, "(%s, %s, %s, %s, %s, %s)", batch)
 
     # ---- claim ----
 
@@ -297,7 +288,7 @@ class MySQL(Dialect):
     def _unpaused(self, cursor: CursorWrapper, alias: str, names: set[str]) -> set[str]:
         if not names:
             return names
-        return names - {name for (name,) in _each(cursor, sql.PAUSED, [(alias, name) for name in sorted(names)])}
+        return names - {name for (name,) in for_each(cursor, sql.PAUSED, [(alias, name) for name in sorted(names)])}
 
     def _first_of(
         self, cursor: CursorWrapper, alias: str, names: Sequence[str], limit: int, lock: str
@@ -306,7 +297,7 @@ class MySQL(Dialect):
         rows: list[tuple[Any, ...]] = []
         if len(names) > 1 and self._server(cursor).descending:
             one = sql.PICK.format(index="dj_queue_ready_queue", where=where, order=_ORDER, lock=lock)
-            rows += _each(cursor, one, [(alias, name, limit) for name in names])
+            rows += for_each(cursor, one, [(alias, name, limit) for name in names])
         else:
             for name in names:
                 rows += self._first(cursor, "dj_queue_ready_queue", where, [alias, name], limit, lock)
@@ -359,7 +350,7 @@ class MySQL(Dialect):
         asked: set[str] = set()
         while ask:
             asked.update(ask)
-            rows = _each(cursor, sql.NEXT_NAME, [(alias, name) for name in ask])
+            rows = for_each(cursor, sql.NEXT_NAME, [(alias, name) for name in ask])
             found.update(name for (name,) in rows if name is not None)
             ask = sorted(found - asked)
         names = sorted(found)
@@ -372,17 +363,17 @@ class MySQL(Dialect):
         ids = sorted(claim_ids)
         if ids:
             cursor.execute(
-                sql.LOCK_CLAIMS.format(now=mysql_clock(cursor.db), lock=_lock(cursor, "claim")), [sql.dump(ids)]
+                sql.LOCK_CLAIMS.format(now=mysql_clock(cursor.db), lock=lock_clause(cursor, "claim")), [sql.dump(ids)]
             )
             rows = cursor.fetchall()
             if rows:
-                return _read(cursor, rows[0][1]), rows
+                return read_time(cursor, rows[0][1]), rows
         return self.now(cursor), ()
 
     def _update_jobs(self, cursor: CursorWrapper, outcomes: Sequence[Outcome], worker: str, now: datetime) -> None:
-        at = _stored(cursor, now)
+        at = stored_time(cursor, now)
         rows = [
-            (each.claim_id, _stored(cursor, each.started_at), int(each.error is not None), each.return_value)
+            (each.claim_id, stored_time(cursor, each.started_at), int(each.error is not None), each.return_value)
             for each in outcomes
         ]
         sizes = [len(each.return_value or "") for each in outcomes]
@@ -393,7 +384,7 @@ class MySQL(Dialect):
         rows = [(each.claim_id, *each.error) for each in outcomes if each.error]
         sizes = [len(row[2]) + len(row[3]) for row in rows]
         for batch in sql.batches(rows, sizes, most=_STATEMENT):
-            cursor.execute(sql.FINISH_FAILED, [_stored(cursor, now), self._table(cursor, batch)])
+            cursor.execute(sql.FINISH_FAILED, [stored_time(cursor, now), self._table(cursor, batch)])
 
     def _table(self, cursor: CursorWrapper, rows: Sequence[tuple[Any, ...]]) -> str:
         text = sql.dump(rows)
@@ -433,7 +424,7 @@ class MySQL(Dialect):
                 )
             return blocked
         one = sql.NEXT_BLOCKED.format(index=index, where=where, order=_ORDER, lock="FOR UPDATE")
-        return _each(cursor, one, list(free.items()))
+        return for_each(cursor, one, list(free.items()))
 
     # ---- the server ----
 
@@ -446,81 +437,3 @@ class MySQL(Dialect):
 
 
 _ORDER = "priority DESC, id"
-
-
-def _write(cursor: CursorWrapper, statement: str, row: str, values: Sequence[tuple[Any, ...]]) -> None:
-    """Insert many rows with one statement: the driver's own executemany cuts at 64 KB."""
-    if values:
-        cursor.execute(statement.format(rows=sql.rows(len(values), row)), [value for each in values for value in each])
-
-
-def _delete(cursor: CursorWrapper, table: str, ids: Iterable[int]) -> None:
-    if ids:
-        cursor.execute(sql.DELETE.format(table=table), [sql.dump(sorted(ids))])
-
-
-def _each(cursor: CursorWrapper, one: str, params: Sequence[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
-    """What a statement finds for each of these parameters, in their order: many to a round trip."""
-    rows: list[tuple[Any, ...]] = []
-    for start in range(0, len(params), _UNION):
-        some = params[start : start + _UNION]
-        cursor.execute(" UNION ALL ".join([one] * len(some)), [value for each in some for value in each])
-        rows += cursor.fetchall()
-    return rows
-
-
-def _lock(cursor: CursorWrapper, table: str) -> str:
-    # MySQL takes the rows of JSON_TABLE for such as could be locked; MariaDB cannot name the table that is meant.
-    return "FOR UPDATE" if cursor.db.mysql_is_mariadb else f"FOR UPDATE OF {table}"
-
-
-def _of_jobs(cursor: CursorWrapper, column: str, job_ids: Sequence[Any]) -> dict[Any, Any]:
-    if not job_ids:
-        return {}
-    cursor.execute(sql.JOBS.format(column=column, ids=sql.marks(job_ids)), sorted(job_ids))
-    return dict(cursor.fetchall())
-
-
-def _thousands(values: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    for start in range(0, len(values), 1000):
-        yield values[start : start + 1000]
-
-
-def _claim(cursor: CursorWrapper, row: Sequence[Any]) -> Claim:
-    claim_id, job_id, path, queue, priority, payload, scheduled, created, started, workers, errors, key, claimed = row
-    read = partial(_read, cursor)
-    return Claim(
-        claim_id, UUID(job_id), path, queue, priority, payload, scheduled and read(scheduled), read(created),
-        started and read(started), workers, errors, key, read(claimed),
-    )  # fmt: skip
-
-
-# ---- times: columns know no zone --------------------------------------------------------------------
-
-
-def _stored(cursor: CursorWrapper, time: datetime | None) -> str | None:
-    stored: str | None = cursor.db.ops.adapt_datetimefield_value(time)
-    return stored
-
-
-def _read(cursor: CursorWrapper, time: datetime) -> datetime:
-    return timezone.make_aware(time, cursor.db.timezone) if settings.USE_TZ else time
-
-
-# ---- errors and connections -------------------------------------------------------------------------
-
-
-def _code(error: Error) -> int:
-    code = error.args[0] if error.args else 0
-    return code if isinstance(code, int) else 0
-
-
-def _give_up_on_dead_peers(connection: BaseDatabaseWrapper) -> None:
-    """End a connection whose server no longer acknowledges, after half a minute instead of a quarter of an hour."""
-    fileno = getattr(connection.connection, "fileno", None)
-    timeout = getattr(socket, "TCP_USER_TIMEOUT", None)
-    if fileno is None or timeout is None:
-        return
-    with socket.socket(fileno=os.dup(fileno())) as peer:
-        if peer.family in (socket.AF_INET, socket.AF_INET6):
-            peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)
