@@ -16,6 +16,7 @@ from dj_queue.identifiers import earliest_at, time_of, uuid7
 from dj_queue.models import ClaimedExecution, FailedExecution, Job
 from dj_queue.operations import history
 from dj_queue.operations.history import RANGES, History
+from tests.plans import reader
 
 pytestmark = pytest.mark.django_db
 
@@ -106,6 +107,33 @@ def test_failures_are_counted_by_the_time_they_failed() -> None:
     )
     assert total(look(), "failed") == look().steps[-1].failed == 3
     assert total(look(queue_name="a"), "failed") == 2
+
+
+def fail(count: int, at: datetime, alias: str) -> None:
+    jobs = [job_at(at, backend_alias=alias) for _ in range(count)]
+    store(jobs)
+    FailedExecution.objects.bulk_create(
+        (FailedExecution(job=job, backend_alias=alias, exception_class="x.Y", created_at=at) for job in jobs),
+        batch_size=500,
+    )
+
+
+def test_the_failures_of_another_backend_do_not_use_up_the_cap() -> None:
+    now = timezone.now()
+    fail(history.FAILURES_CAP, now - timedelta(seconds=1), "other")
+    fail(2, now, "default")
+    found = look()
+    assert total(found, "failed") == 2
+    assert not found.failures_capped
+
+
+@pytest.mark.needs("plans")
+def test_failures_outside_of_the_range_are_not_read() -> None:
+    if reason := reader().unknown:
+        pytest.skip(reason)
+    fail(2000, timezone.now() - timedelta(days=30), "default")
+    *_, failures = [plan for plan in reader().plans(look) if "failed_executions WHERE" in plan.sql]
+    assert failures.rows_read < 1000, failures
 
 
 def test_a_queue_and_a_backend_see_their_own() -> None:

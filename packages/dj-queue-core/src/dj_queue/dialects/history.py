@@ -1,4 +1,4 @@
-"""Reading spans of the jobs' primary key, and of the failures' index on time: the same text on every database.
+"""Reading spans of the jobs' primary key, and of the failures' index on alias and time: the same text on every database.
 
 Each span is a subselect of its own with a limit of its own, all in one statement: whatever the tables
 hold, no more rows are read than the limits allow.
@@ -45,7 +45,7 @@ class SampledJob(NamedTuple):
 
 
 class Failures(NamedTuple):
-    """How many failed jobs a span of time has; `looked_at` counts those of other aliases and queues too."""
+    """How many failed jobs a span of time has; `looked_at` counts those of the alias's other queues too."""
 
     ours: int
     looked_at: int
@@ -149,23 +149,22 @@ def failures(
     lateral: bool,
 ) -> list[Failures]:
     """Count the failed jobs of each span of time, looking at so many at most."""
-    ours, among = "backend_alias = %s", [alias]
-    if queue_name is not None:
-        ours, among = f"{ours} AND queue_name = %s", [alias, queue_name]
+    ours, among = ("1 = 1", []) if queue_name is None else ("queue_name = %s", [queue_name])
     stored = [(n, _stored(cursor, start), _stored(cursor, end)) for n, (start, end) in enumerate(times)]
     counts = f"count(CASE WHEN {ours} THEN 1 END) AS ours, count(*) AS looked_at"
-    looked = "SELECT backend_alias, queue_name FROM dj_queue_failed_executions WHERE created_at"
+    # The alias comes first in the index: without it, each span would read all failures there are.
+    looked = "SELECT queue_name FROM dj_queue_failed_executions WHERE backend_alias = %s AND created_at"
     if lateral:
         listed, params = _listed(stored)
         cursor.execute(
             f"SELECT span.n, found.ours, found.looked_at FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {counts}"
             f" FROM ({looked} >= span.first AND created_at < span.upto ORDER BY created_at LIMIT {cap:d}) AS looked"
             ") AS found",
-            [*params, *among],
+            [*params, *among, alias],
         )
     else:
         one = f"SELECT %s AS span, {counts} FROM ({looked} >= %s AND created_at < %s LIMIT {cap:d}) AS looked"
-        params = [value for n, start, end in stored for value in (n, *among, start, end)]
+        params = [value for n, start, end in stored for value in (n, *among, alias, start, end)]
         cursor.execute(" UNION ALL ".join([one] * len(times)), params)
     found = {n: Failures(mine, looked_at) for n, mine, looked_at in cursor.fetchall()}
     return [found[n] for n in range(len(times))]
