@@ -10,7 +10,7 @@ from django.tasks.signals import task_finished
 
 from dj_queue.config import backend_config
 from dj_queue.models import ClaimedExecution, Process
-from dj_queue.operations import recovery
+from dj_queue.operations import execution, recovery
 from dj_queue.runtime.embedded import Embedded
 from dj_queue.runtime.supervisor import AsyncSupervisor
 from tests.conftest import wait_until
@@ -125,6 +125,27 @@ def test_a_job_that_ends_between_the_stop_and_the_exit_is_recorded(embedded, at_
     (tmp_path / "later").touch()
     wait_until(lambda: not names() & {"worker-1-1", "worker-1-2"})
     assert states() == {"finished": 1, "ready": 1}
+
+
+def test_what_cannot_be_recorded_at_the_exit_is_given_back(embedded, at_exit, tmp_path, monkeypatch, caplog):
+    host, _ = embedded(shutdown_timeout=0, workers={"threads": 1})
+    release = tmp_path / "release"
+    enqueue((tasks.wait_for_file, str(release)))
+    wait_until((tmp_path / "release.started").exists)
+    host.request_stop()
+    host.ended.result(20)
+    release.touch()
+    wait_until(lambda: "worker-1-1" not in names())
+
+    def fails(*args, **kwargs):
+        raise ZeroDivisionError("of all things")
+
+    monkeypatch.setattr(execution, "finish", fails)
+    (call,) = at_exit
+    call()
+    assert "of all things" in caplog.text
+    assert states() == {"ready": 1}
+    assert not Process.objects.exists()
 
 
 def test_a_database_that_is_away_at_the_exit_is_reported(embedded, at_exit, tmp_path, monkeypatch, caplog):

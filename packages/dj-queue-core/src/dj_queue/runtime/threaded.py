@@ -109,8 +109,12 @@ class AsyncSupervisor(Supervisor):
     def _catch_up(self) -> None:
         """Record what has ended since the time was up: it is not to be given back, and run again."""
         for ended in self._running_on:
-            if ended.runner is not None:
-                ended.runner.catch_up()
+            try:
+                if ended.runner is not None:
+                    ended.runner.catch_up()
+            except Exception as error:  # then it is given back with the rest
+                report(self.config, error, "supervisor.run")
+                connections[self.config.database_alias].close()
 
     def _hurry(self) -> None:
         for runner, _ in self._threads.values():
