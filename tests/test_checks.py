@@ -8,7 +8,7 @@ import pytest
 from django.conf import settings
 from django.core import checks as django_checks
 from django.core.management import call_command
-from django.db import OperationalError, connection, router
+from django.db import OperationalError, connection, connections, router
 from django.test import override_settings
 
 from dj_queue import checks, config
@@ -458,7 +458,8 @@ def test_a_limit_of_the_account_counts():
     account = f"'{user['USER']}'@'%%'"
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE USER {account} IDENTIFIED BY %s WITH MAX_USER_CONNECTIONS 7", [user["PASSWORD"]])
-        limited = type(connection)({**connection.settings_dict, **user}, connection.alias)
+        limited = connections["default"].copy()
+        limited.settings_dict.update(user)
         try:
             with limited.cursor() as own:
                 assert dialect_for("default").connection_limit(own) == 7
