@@ -61,6 +61,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: connection.vendor == "mysql",
         "the database does not number its errors",
     ),
+    "accounts with a limit": (
+        lambda: connection.vendor == "mysql",
+        "the database limits the connections of a database and a role, not of an account",
+    ),
     "isolation levels": (
         lambda: hasattr(connection, "isolation_levels"),
         "the project cannot ask for an isolation level that the queue does not want",

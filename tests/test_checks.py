@@ -1,5 +1,6 @@
 """System checks: each says what is wrong and what to do, and keeps quiet otherwise."""
 
+import os
 from importlib import metadata
 from pathlib import PurePosixPath
 
@@ -7,11 +8,12 @@ import pytest
 from django.conf import settings
 from django.core import checks as django_checks
 from django.core.management import call_command
-from django.db import OperationalError, connection, router
+from django.db import OperationalError, connection, connections, router
 from django.test import override_settings
 
 from dj_queue import checks, config
 from dj_queue.config import BACKEND_PATH
+from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
 from dj_queue.routers import DjQueueRouter
 from dj_queue.runtime import budget
@@ -124,6 +126,15 @@ def test_the_error_comes_in_a_broken_configuration_too(database, routers):
     routers()
     with tasks(database_alias="elsewhere", mode="x"):
         assert ids(checks.check_router()) == ["dj_queue.E002"]
+
+
+def test_a_mistake_beside_the_database_is_told_and_not_raised(database, routers):
+    database()
+    routers(DjQueueRouter())
+    with tasks(database_alias="elsewhere", mode="x"):
+        assert checks.check_router() == []
+        assert router.db_for_read(Job) == "elsewhere"
+        assert ids(checks.check_configuration()) == ["dj_queue.E001"]
 
 
 class Subclass(DjQueueRouter):
@@ -434,5 +445,24 @@ def test_the_servers_limit_is_what_is_left_for_this_user():
     if limit is None:
         pytest.skip("the database sets no limit")
     with connection.cursor() as cursor:
-        cursor.execute("SHOW max_connections")
-        assert 0 < limit < int(cursor.fetchone()[0])
+        reserves = connection.vendor == "postgresql"
+        cursor.execute("SHOW max_connections" if reserves else "SELECT @@max_connections")
+        most = int(cursor.fetchone()[0])
+    assert 0 < limit < most if reserves else 0 < limit <= most
+
+
+@pytest.mark.django_db
+@pytest.mark.needs("accounts with a limit")
+def test_a_limit_of_the_account_counts():
+    user = {"USER": f"dj_queue_{os.getpid()}", "PASSWORD": "a long Passw0rd", "NAME": ""}
+    account = f"'{user['USER']}'@'%%'"
+    with connection.cursor() as cursor:
+        cursor.execute(f"CREATE USER {account} IDENTIFIED BY %s WITH MAX_USER_CONNECTIONS 7", [user["PASSWORD"]])
+        limited = connections["default"].copy()
+        limited.settings_dict.update(user)
+        try:
+            with limited.cursor() as own:
+                assert dialect_for("default").connection_limit(own) == 7
+        finally:
+            limited.close()
+            cursor.execute(f"DROP USER {account}", [])

@@ -295,6 +295,21 @@ class TestHooks:
     def test_an_unknown_event_is_refused_with_the_known_ones(self):
         with pytest.raises(ValueError, match=r"'worker\.begin' is no hook event\. Use one of supervisor\.start,"):
             hooks.register_hook("worker.begin", print)
+        with pytest.raises(ValueError, match=r"'worker\.begin' is no hook event\. Use one of supervisor\.start,"):
+            hooks.clear_hooks("worker.begin")
+
+    def test_one_that_exits_has_failed_and_no_more(self, caplog):
+        """It must not end a runner on the way to giving back what it has claimed."""
+        seen = []
+
+        @hooks.on_worker_stop
+        def leave(process):
+            raise SystemExit(2)
+
+        hooks.on_worker_stop(seen.append)
+        hooks.run_hooks("worker.stop", "runner", backend_config())
+        assert seen == ["runner"]
+        assert [record.thread_error_type for record in caplog.records] == ["SystemExit"]
 
     def test_one_that_fails_is_reported_and_the_next_ones_run(self, caplog):
         seen = []

@@ -31,8 +31,7 @@ def register_hook(event: str, fn: Hook | None = None) -> Hook | Callable[[Hook],
 
     Raises `ValueError` for an event there is not.
     """
-    if event not in _hooks:
-        raise ValueError(f"{event!r} is no hook event. Use one of {', '.join(EVENTS)}.")
+    _require_known(event)
     if fn is None:
         return lambda given: register_hook(event, given)
     _hooks[event].append(fn)
@@ -40,7 +39,9 @@ def register_hook(event: str, fn: Hook | None = None) -> Hook | Callable[[Hook],
 
 
 def clear_hooks(event: str | None = None) -> None:
-    """Forget the hooks of one event, or all."""
+    """Forget the hooks of one event, or all. Raises `ValueError` for an event there is not."""
+    if event is not None:
+        _require_known(event)
     for name in EVENTS if event is None else (event,):
         _hooks[name].clear()
 
@@ -50,8 +51,13 @@ def run_hooks(event: str, process: Any, config: BackendConfig) -> None:
     for hook in tuple(_hooks[event]):
         try:
             hook(process)
-        except Exception as error:
+        except (Exception, SystemExit) as error:  # a hook that exits must not end what others rely on
             report(config, error, f"hook:{event}")
+
+
+def _require_known(event: str) -> None:
+    if event not in _hooks:
+        raise ValueError(f"{event!r} is no hook event. Use one of {', '.join(EVENTS)}.")
 
 
 def _helper(event: str) -> Callable[[Hook], Hook]:

@@ -4,7 +4,7 @@ from typing import Any
 
 from django.db.models import Model
 
-from dj_queue.config import database_aliases, migrated_aliases
+from dj_queue.config import migrated_aliases, usual_database
 
 _APP = "dj_queue"
 
@@ -38,12 +38,5 @@ def _database(model: type[Model], hints: dict[str, Any]) -> str | None:
     instance = hints.get("instance")
     if instance is not None and instance._state.db:
         return str(instance._state.db)
-    aliases = sorted(database_aliases())
     # Several queue databases: prefer the one of the alias "default", as the promised API does.
-    return _default_alias() or (aliases[0] if aliases else None)
-
-
-def _default_alias() -> str | None:
-    from dj_queue.config import backend_config, managed_aliases
-
-    return backend_config("default").database_alias if "default" in managed_aliases() else None
+    return usual_database()

@@ -20,6 +20,7 @@ from dj_queue.config.current import (
     load_config,
     migrated_aliases,
     reset,
+    usual_database,
 )
 from dj_queue.config.model import (
     BackendConfig,
@@ -51,4 +52,5 @@ __all__ = [
     "read_recurring_task",
     "reset",
     "schedule_mistake",
+    "usual_database",
 ]

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
@@ -19,8 +19,14 @@ from dj_queue.config.readers import known_databases
 # just become stale then fills the old one.
 _configs: dict[str, BackendConfig] = {}
 _activated: dict[str, BackendConfig] = {}
-_databases: tuple[frozenset[str], frozenset[str]] | None = None
+_databases: "_Databases | None" = None
 _shared_file: str | None = None
+
+
+class _Databases(NamedTuple):
+    queues: frozenset[str]
+    listeners: frozenset[str]
+    usual: str | None
 
 
 def load_config(
@@ -87,7 +93,12 @@ def database_aliases() -> frozenset[str]:
     The router asks, for every alias at once: what is wrong elsewhere in a configuration must not
     stop the tables of the others.
     """
-    return _named_databases()[0]
+    return _named_databases().queues
+
+
+def usual_database() -> str | None:
+    """Where a query of the app goes that names no database: to the queue of `default`, if that is dj-queue's."""
+    return _named_databases().usual
 
 
 def migrated_aliases() -> frozenset[str]:
@@ -95,16 +106,20 @@ def migrated_aliases() -> frozenset[str]:
 
     The latter lead to the same databases. Django would note a migration there as applied, and not apply it.
     """
-    return _named_databases()[0] | _named_databases()[1]
+    return _named_databases().queues | _named_databases().listeners
 
 
-def _named_databases() -> tuple[frozenset[str], frozenset[str]]:
+def _named_databases() -> "_Databases":
     global _databases
     if _databases is None:
-        named = [_aliases_of(alias) for alias in sources.managed_aliases()]
+        named = {alias: _aliases_of(alias) for alias in sources.managed_aliases()}
         known = known_databases()
-        queues = frozenset(queue for queue, _ in named if queue in known)
-        _databases = queues, frozenset(listener for _, listener in named if listener in known)
+        queues = {alias: queue for alias, (queue, _) in named.items() if queue in known}
+        _databases = _Databases(
+            frozenset(queues.values()),
+            frozenset(listener for _, listener in named.values() if listener in known),
+            queues.get("default") or min(queues.values(), default=None),
+        )
     return _databases
 
 

@@ -229,6 +229,10 @@ class MySQL(Dialect):
     def watch(self, connection: BaseDatabaseWrapper) -> None:
         mysql_peer.watch(connection)
 
+    def connection_limit(self, cursor: CursorWrapper) -> int | None:
+        cursor.execute(sql.CONNECTION_LIMIT)
+        return int(cursor.fetchone()[0])
+
     def prepare_transaction(self, connection: Any) -> None:
         connection.ensure_connection()
         # Django's own default. Only a project that asks for another one pays for this.

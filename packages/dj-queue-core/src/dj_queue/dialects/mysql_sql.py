@@ -143,6 +143,9 @@ DESCENDING = """SELECT COUNT(*) FROM information_schema.statistics WHERE table_s
 AND index_name IN ('dj_queue_ready_all', 'dj_queue_ready_queue', 'dj_queue_scheduled_due', 'dj_queue_blocked_next')
 AND column_name = 'priority' AND collation = 'D'"""
 
+# The session's value is the account's own limit, where it has one; 0 is no limit.
+CONNECTION_LIMIT = "SELECT LEAST(@@max_connections, COALESCE(NULLIF(@@max_user_connections, 0), @@max_connections))"
+
 
 def storage(table: str, *, collation: str, utc: bool) -> str:
     """Names that differ in case, in accents or in spaces at the end are different names.
