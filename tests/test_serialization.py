@@ -77,7 +77,7 @@ class TestNormalize:
         ("value", "text"),
         [
             ({1}, "the value is a set"),
-            ([1, Ellipsis], "[1] is a ellipsis"),
+            ([1, Ellipsis], "[1] is an ellipsis"),
             ({"a": [0, {"b": 1j}]}, "['a'][1]['b'] is a complex"),
             (lazystr("lazy"), "__proxy__"),
             (float("nan"), "nan"),

@@ -112,7 +112,9 @@ def _normalize(value: Any, limits: JSONLimits, path: str, depth: int) -> Any:
             }
         case Sequence():
             return [_normalize(item, limits, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
-    raise NotJSONError(f"{_at(path)} is a {type(value).__qualname__}, which is not a JSON type")
+    name = type(value).__qualname__
+    article = "an" if name[0] in "aeiouAEIOU" else "a"
+    raise NotJSONError(f"{_at(path)} is {article} {name}, which is not a JSON type")
 
 
 def _key(key: object, limits: JSONLimits, path: str) -> str:
