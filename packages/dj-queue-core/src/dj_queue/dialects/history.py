@@ -1,4 +1,4 @@
-"""Reading spans of the jobs' primary key, and of the failures' index on alias and time: the same text on every database.
+"""Reading spans of the jobs' primary key, and of the failures' index on alias and time: one text for every database.
 
 Each span is a subselect of its own with a limit of its own, all in one statement: whatever the tables
 hold, no more rows are read than the limits allow.
