@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 from django.core.management import call_command
 from django.core.management.base import CommandError
 
@@ -56,6 +57,19 @@ DRIVERS = {
     "django.db.backends.postgresql": ("psycopg psycopg2", 'pip install "dj-queue-core[postgres]"'),
     "django.db.backends.mysql": ("MySQLdb", "pip install mysqlclient"),
 }
+
+
+@pytest.mark.parametrize("engine", DRIVERS)
+def test_a_driver_that_is_too_old(alias, settings, monkeypatch, engine):
+    def load(name):
+        raise ImproperlyConfigured("driver 2.2.1 or newer is required; you have 2.1.0.")
+
+    alias("queue", ENGINE=engine)
+    settings.TASKS = {"default": task_alias(database_alias="queue")}
+    monkeypatch.setattr("django.db.utils.load_backend", load)
+    (error,) = check_databases()
+    said = "DATABASES['queue'] cannot be used: driver 2.2.1 or newer is required; you have 2.1.0."
+    assert error.msg == f"{said} Run: {DRIVERS[engine][1].replace('install', 'install --upgrade')}"
 
 
 @pytest.mark.parametrize(

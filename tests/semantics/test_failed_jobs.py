@@ -339,6 +339,20 @@ def test_code_that_is_gone_can_be_retried_copied_and_discarded() -> None:
 # ---- by hand ----------------------------------------------------------------------------------------
 
 
+def test_one_selector_is_text() -> None:
+    ids = [tasks.add.using(queue_name=name).enqueue(1, 2).id for name in ("email", "e")]
+    assert [str(job.pk) for job in jobs.claim_ready_jobs(limit=10, queues="email")] == ids[:1]
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_without_rows_is_refused(batch_size: int) -> None:
+    """It would say that there is nothing left to discard."""
+    tasks.add.enqueue(1, 2)
+    with pytest.raises(ValueError, match=f"batch_size must be at least 1, got {batch_size}"):
+        jobs.discard_ready_jobs(batch_size=batch_size)
+    assert states() == {"ready": 1}
+
+
 def test_claim_ready_jobs() -> None:
     process = Process.objects.create(kind="Worker", name="by hand", pid=1, hostname="h")
     low, high, other = (

@@ -55,6 +55,10 @@ def _without_driver(database: str, error: ImproperlyConfigured) -> ImproperlyCon
             return ImproperlyConfigured(
                 f"DATABASES[{database!r}] cannot be used: {reason}. Its driver is missing. Run: pip install {package}"
             )
+        if part in engine and "newer is required" in reason:
+            return ImproperlyConfigured(
+                f"DATABASES[{database!r}] cannot be used: {reason}. Run: pip install --upgrade {package}"
+            )
     return ImproperlyConfigured(f"DATABASES[{database!r}] cannot be used: {reason}. Correct its ENGINE.")
 
 

@@ -181,11 +181,16 @@ def promote_scheduled_jobs(*, batch_size: int, backend_alias: str = "default") -
 
 
 def claim_ready_jobs(
-    *, limit: int, queues: Sequence[str] | None = None, process: Process | None = None, backend_alias: str = "default"
+    *,
+    limit: int,
+    queues: Sequence[str] | str | None = None,
+    process: Process | None = None,
+    backend_alias: str = "default",
 ) -> list[Job]:
     """Claim up to `limit` ready jobs, as a worker with these queue selectors would; return them in order."""
     config = backend_config(backend_alias)
-    selectors = [Selector.parse(text) for text in queues or ("*",)]
+    # One selector alone is text, as in a worker's options; and text is a sequence of letters.
+    selectors = [Selector.parse(text) for text in ([queues] if isinstance(queues, str) else queues) or ("*",)]
     claimed = execution.claim(config, selectors, limit, process_id=process.pk if process else None)
     found = Job.objects.using(config.database_alias).in_bulk([job.claim.job_id for job in claimed])
     return [found[job.claim.job_id] for job in claimed]

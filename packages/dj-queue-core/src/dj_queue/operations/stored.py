@@ -242,6 +242,8 @@ def _batches[T](
     Rows that others hold are left alone. Only rows that are there now: what this starts, a blocked job for a
     discarded one or a retried job that fails again, is not treated in its turn.
     """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     newest = model._default_manager.using(config.database_alias).order_by("-pk").values_list("pk", flat=True).first()
     if newest is None:
         return
