@@ -221,7 +221,7 @@ class MySQL:
         tables = [
             line
             for line in lines
-            if line["select_type"] != "INSERT" and line["table"] and line["table"] not in ("done", "freed")
+            if line["select_type"] != "INSERT" and line["table"] and line["table"] not in ("done", "changed")
             and not line["table"].startswith("<")
         ]  # fmt: skip
         return Plan(

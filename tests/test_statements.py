@@ -10,7 +10,7 @@ from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dj_queue.config import backend_config
-from dj_queue.dialects import dialect_for
+from dj_queue.dialects import Selector, dialect_for
 from dj_queue.models import Job, Pause, ScheduledExecution
 from dj_queue.operations import execution, jobs
 from tests.conftest import wait_until
@@ -288,17 +288,42 @@ class TestSeveralStatements:
     @pytest.mark.parametrize("count", [1, 100])
     @pytest.mark.parametrize("keys", [1, 100])
     def test_jobs_with_a_concurrency_key(self, count: int, keys: int) -> None:
-        """Enqueue: the clock, the jobs, the semaphores looked for, made, looked for again and changed, the ready
-        and the blocked rows. Finish: beside its own, the semaphores' locks, the next blocked jobs, the clock,
-        their end, the ready rows, their jobs' durations, and the semaphores.
+        """Enqueue: the clock, the semaphores' locks and their change, the jobs, the ready and the blocked rows; where
+        keys are new, their semaphores made and locked. Finish: beside its own, the locks of the semaphores and of the
+        next blocked jobs, the ready rows, the semaphores' change; what is blocked no more is deleted with the claims.
         """
         calls = [(one_per_key, [str(i % keys), i], {}) for i in range(count)]
+        some_blocked = count > keys
         ran = statements(lambda: default_task_backend.enqueue_all(calls))
-        assert len(ran) <= 10, ran
+        assert len(ran) == 9 + some_blocked, ran
+        ran = statements(lambda: default_task_backend.enqueue_all(calls))
+        assert len(ran) == 7, ran
+        held = min(keys, count)
+        assert states() == {"ready": held, "blocked": 2 * count - held}
         done = run(claim(count))
-        assert len(done) == min(keys, count)
+        assert len(done) == held
         ran = statements(lambda: finish(done))
-        assert len(ran) <= 12, ran
+        assert len(ran) == 8, ran
+        left = 2 * (count - held)
+        assert states() == {"finished": held, "ready": held, **({"blocked": left} if left else {})}
+
+    @pytest.mark.parametrize("count", [1, 100])
+    def test_the_next_job_of_a_key_is_claimed_in_the_same_transaction(self, count: int) -> None:
+        """Beside the finish: the pick, its end, the claims, the jobs. One commit a job, not two."""
+        calls = [(one_per_key, [str(i), i], {}) for i in range(count)]
+        default_task_backend.enqueue_all(calls * 2)
+        done = run(claim(count))
+        claiming = execution.Claiming(backend_config(), [Selector("", prefix=True)], count, None)
+        found: list[list[execution.Job]] = []
+        ran = statements(
+            lambda: found.extend(execution.finish_and_claim(backend_config(), done, claiming, worker=WORKER))
+        )
+        assert len(ran) == 12, ran
+        assert [len(jobs) for jobs in found] == [count, count]
+        assert states() == {"finished": count, "claimed": count}
+        # Nobody waits any more: nothing is claimed, and the finish costs what it did.
+        ran = statements(lambda: execution.finish_and_claim(backend_config(), run(found[1]), claiming, worker=WORKER))
+        assert len(ran) == 7, ran
 
 
 STEPS: dict[str, tuple[Callable[[int], Any], Callable[[Any], Any]]] = {

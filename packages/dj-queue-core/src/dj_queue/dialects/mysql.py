@@ -7,14 +7,16 @@ deleted by primary key, in its order. One class, and long: each step is several 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
+from itertools import zip_longest
 from typing import Any
 from uuid import UUID
 
-from django.db import DataError, Error
+from django.db import DataError, Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
@@ -22,7 +24,7 @@ from django.db.models import Expression
 
 from dj_queue.dialects import mysql_peer
 from dj_queue.dialects import mysql_sql as sql
-from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob, needed
+from dj_queue.dialects.base import Claim, Dialect, LimitedJob, NewJob, Outcome, Selector, UnblockedJob, needed
 from dj_queue.dialects.clock import Now, in_utc, mysql_clock
 from dj_queue.dialects.mysql_rows import (
     claim_of,
@@ -32,7 +34,6 @@ from dj_queue.dialects.mysql_rows import (
     of_jobs,
     read_time,
     stored_time,
-    thousands,
     write,
 )
 from dj_queue.serialization import JSONLimits
@@ -42,6 +43,7 @@ _STATEMENT = 256 * 1024
 # No server takes less, even if each character is escaped; and more than the rest of a statement.
 _SURELY_SENDABLE = 64 * 1024
 _READ_COMMITTED = "read committed"
+_ATTEMPTS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +67,15 @@ class MySQL(Dialect):
         now = self.now(cursor)
         stored = partial(stored_time, cursor)
         at = stored(now)
-        row = "(%s, %s, %s, %s, %s, %s, %s, %s, %s)"
-        sizes = [len(job.payload) for job in jobs]
-        for some in sql.batches(jobs, sizes, most=_STATEMENT):
-            values = [(job.id.hex, *job[1:5], alias, stored(job.run_after), at, at) for job in some]
-            if len(values) == 1:
-                self._refuse_unsendable(cursor, values[0][4])
-            write(cursor, sql.INSERT_JOBS, row, values)
-        waits = [job.run_after is not None and job.run_after > now for job in jobs]
-        self._insert_ready(
+        self._insert_jobs(
             cursor,
+            sql.INSERT_JOBS,
+            [(job.id.hex, *job[1:5], alias, stored(job.run_after), at, at) for job in jobs],
+        )
+        waits = [job.run_after is not None and job.run_after > now for job in jobs]
+        self._insert_rows(
+            cursor,
+            sql.INSERT_READY,
             [
                 (job.id.hex, alias, job.queue_name, job.priority, None, at)
                 for job, later in zip(jobs, waits, strict=True)
@@ -86,9 +87,48 @@ class MySQL(Dialect):
             for job, later in zip(jobs, waits, strict=True)
             if later
         ]
-        for batch in thousands(scheduled):
-            write(cursor, sql.INSERT_SCHEDULED, "(%s, %s, %s, %s, %s, %s)", batch)
+        self._insert_rows(cursor, sql.INSERT_SCHEDULED, scheduled)
         return now
+
+    def insert_limited(
+        self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
+    ) -> tuple[datetime, set[UUID]]:
+        # What is due needs the clock to tell, before any semaphore is locked.
+        now = self.now(cursor)
+        due = [each for each in jobs if each.job.run_after is None or each.job.run_after <= now]
+        slots = self._take_slots(cursor, due, now)
+        stored = partial(stored_time, cursor)
+        at = stored(now)
+        ready: list[tuple[Any, ...]] = []
+        blocked: list[tuple[Any, ...]] = []
+        scheduled: list[tuple[Any, ...]] = []
+        discarded: set[UUID] = set()
+        for job, key, _, duration, discards in jobs:
+            place = (job.id.hex, alias, job.queue_name, job.priority)
+            if job.run_after is not None and job.run_after > now:
+                scheduled.append((*place, stored(job.run_after), at))
+            elif slots[key] > 0:
+                slots[key] -= 1
+                ready.append((*place, key, at))
+            elif discards:
+                discarded.add(job.id)
+            else:
+                blocked.append((*place, key, at, stored(now + timedelta(seconds=duration))))
+        self._insert_jobs(
+            cursor,
+            sql.INSERT_LIMITED_JOBS,
+            [
+                (
+                    job.id.hex, *job[1:5], alias, stored(job.run_after), at, at, at if job.id in discarded else None,
+                    key, limit, duration, "discard" if discards else "block",
+                )
+                for job, key, limit, duration, discards in jobs
+            ],
+        )  # fmt: skip
+        self._insert_rows(cursor, sql.INSERT_READY, ready)
+        self._insert_rows(cursor, sql.INSERT_BLOCKED, blocked)
+        self._insert_rows(cursor, sql.INSERT_SCHEDULED, scheduled)
+        return now, discarded
 
     def now(self, cursor: CursorWrapper) -> datetime:
         cursor.execute(f"SELECT {mysql_clock(cursor.db)}")
@@ -112,8 +152,8 @@ class MySQL(Dialect):
         if not picked:
             return []
         delete(cursor, "dj_queue_ready_executions", [row[0] for row in picked])
-        row = f"(%s, %s, %s, {mysql_clock(cursor.db)})"
-        write(cursor, sql.HOLD, row, [(job_id, process_id, position) for position, job_id in picked])
+        held_at = f", {mysql_clock(cursor.db)}"
+        write(cursor, sql.HOLD, [(job_id, process_id, position) for position, job_id in picked], also=held_at)
         job_ids = [job_id for _, job_id in picked]
         held = sql.HELD.format(ids=sql.marks(job_ids), lock="{lock}")
         cursor.execute(held.format(lock=""), job_ids)
@@ -132,17 +172,23 @@ class MySQL(Dialect):
     def finish(
         self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
     ) -> tuple[datetime, set[int]]:
-        now, locked = self._lock_claims(cursor, [outcome.claim_id for outcome in outcomes])
-        kept = {row[0] for row in locked}
-        ours = sorted(outcome for outcome in outcomes if outcome.claim_id in kept)
-        self._update_jobs(cursor, [each for each in ours if preserve or each.error], worker, now)
-        self._insert_failed(cursor, [each for each in ours if each.error], now)
-        if not preserve:
-            succeeded = sql.dump([outcome.claim_id for outcome in ours if not outcome.error])
-            cursor.execute(sql.FORGET_TICKS, [succeeded])
-            cursor.execute(sql.DELETE_SUCCEEDED, [succeeded])
+        now, kept = self._record(cursor, outcomes, worker, preserve)
         delete(cursor, "dj_queue_claimed_executions", kept)
         return now, kept
+
+    def finish_limited(
+        self,
+        cursor: CursorWrapper,
+        outcomes: Sequence[Outcome],
+        keys: Mapping[int, str],
+        *,
+        worker: str,
+        preserve: bool,
+        notify: bool,
+    ) -> tuple[datetime, set[int], list[UnblockedJob]]:
+        now, kept = self._record(cursor, outcomes, worker, preserve)
+        freed = Counter(keys[claim_id] for claim_id in kept if claim_id in keys)
+        return now, kept, self._start_next(cursor, freed, ended=kept)
 
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
         _, locked = self._lock_claims(cursor, claim_ids)
@@ -172,8 +218,9 @@ class MySQL(Dialect):
         at = str(due[0][6])
         keys = of_jobs(cursor, "concurrency_key", [row[1] for row in due])
         delete(cursor, "dj_queue_scheduled_executions", [row[0] for row in due])
-        self._insert_ready(
+        self._insert_rows(
             cursor,
+            sql.INSERT_READY,
             [
                 (job_id, alias, queue, priority, None, at)
                 for _, job_id, queue, priority, *_ in due
@@ -183,29 +230,7 @@ class MySQL(Dialect):
         return len(due), [UUID(row[1]) for row in due if keys[row[1]] is not None]
 
     def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
-        keys = sorted(freed)
-        rows = for_each(cursor, sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db)), [(key,) for key in keys])
-        if not rows:
-            return []
-        ids = {row[1]: row[0] for row in rows}
-        free = {key: min(limit, value + freed[key]) for _, key, value, limit, _ in rows}
-        now = read_time(cursor, rows[-1][4])
-        at = stored_time(cursor, now)
-        blocked = self._next_blocked(cursor, {key: count for key, count in free.items() if count > 0})
-        delete(cursor, "dj_queue_blocked_executions", [row[0] for row in blocked])
-        self._insert_ready(
-            cursor, [(job_id, alias, queue, priority, key, at) for _, job_id, alias, queue, priority, key in blocked]
-        )
-        longest: dict[str, float] = {}
-        durations = of_jobs(cursor, "concurrency_duration", [row[1] for row in blocked])
-        for row in blocked:
-            free[row[5]] -= 1
-            longest[row[5]] = max(longest.get(row[5], 0.0), durations[row[1]] or 0.0)
-        expiry = {key: stored_time(cursor, now + timedelta(seconds=seconds)) for key, seconds in longest.items()}
-        changed = [(ids[key], free[key], expiry.get(key)) for key in free]
-        if changed:
-            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(changed), at])
-        return [UnblockedJob(UUID(row[1]), row[5]) for row in blocked]
+        return self._start_next(cursor, freed, ended=())
 
     def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
         cursor.execute(sql.ANY_READY, [alias])
@@ -258,9 +283,49 @@ class MySQL(Dialect):
 
     # ---- enqueue ----
 
-    def _insert_ready(self, cursor: CursorWrapper, values: Sequence[tuple[Any, ...]]) -> None:
-        for batch in thousands(values):
-            write(cursor, sql.INSERT_READY, "(%s, %s, %s, %s, %s, %s)", batch)
+    def _insert_jobs(self, cursor: CursorWrapper, statement: str, values: Sequence[tuple[Any, ...]]) -> None:
+        for some in sql.batches(values, [len(row[4]) for row in values], most=_STATEMENT):
+            if len(some) == 1:
+                self._refuse_unsendable(cursor, some[0][4])
+            write(cursor, statement, some)
+
+    def _insert_rows(self, cursor: CursorWrapper, statement: str, values: Sequence[tuple[Any, ...]]) -> None:
+        for start in range(0, len(values), 1000):
+            write(cursor, statement, values[start : start + 1000])
+
+    def _take_slots(self, cursor: CursorWrapper, due: Sequence[LimitedJob], now: datetime) -> Counter[str]:
+        """Take as many slots as there are, at most one a job; return how many of each key."""
+        latest = {each.key: each for each in due}  # of several limits of one key, the last counts
+        wanted = Counter(each.key for each in due)
+        taken: Counter[str] = Counter()
+        changed = []
+        for _, semaphore, key, value, limit, *_ in self._lock_semaphores(cursor, latest, now):
+            free = value + latest[key].limit - limit
+            taken[key] = min(wanted[key], max(free, 0))
+            expires_at = now + timedelta(seconds=latest[key].duration) if taken[key] else None
+            changed.append((semaphore, free - taken[key], latest[key].limit, stored_time(cursor, expires_at)))
+        if changed:
+            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(changed), stored_time(cursor, now)])
+        return taken
+
+    def _lock_semaphores(
+        self, cursor: CursorWrapper, latest: Mapping[str, LimitedJob], now: datetime
+    ) -> list[tuple[Any, ...]]:
+        """The semaphores of these keys, locked; those that are not there are made."""
+        lock = sql.LOCK_SEMAPHORE.format(now="NULL")
+        at = stored_time(cursor, now)
+        found: list[tuple[Any, ...]] = []
+        missing = sorted(latest)
+        for attempt in range(_ATTEMPTS):
+            # Looked for before they are made: nearly always they are there, and an insert that fails costs an id.
+            if attempt:
+                rows = [(key, latest[key].limit, latest[key].limit, at, at, at) for key in missing]
+                self._insert_rows(cursor, sql.MAKE_SEMAPHORES, rows)
+            found += for_each(cursor, lock, [(key,) for key in missing])
+            missing = sorted(latest.keys() - {row[2] for row in found})
+            if not missing:
+                return found
+        raise OperationalError("dj_queue: the semaphores of a batch could not be locked. Enqueue it again.")
 
     # ---- claim ----
 
@@ -363,6 +428,21 @@ class MySQL(Dialect):
 
     # ---- finish ----
 
+    def _record(
+        self, cursor: CursorWrapper, outcomes: Sequence[Outcome], worker: str, preserve: bool
+    ) -> tuple[datetime, set[int]]:
+        """Everything about a finish but the end of its claims, which are locked."""
+        now, locked = self._lock_claims(cursor, [outcome.claim_id for outcome in outcomes])
+        kept = {row[0] for row in locked}
+        ours = sorted(outcome for outcome in outcomes if outcome.claim_id in kept)
+        self._update_jobs(cursor, [each for each in ours if preserve or each.error], worker, now)
+        self._insert_failed(cursor, [each for each in ours if each.error], now)
+        if not preserve:
+            succeeded = sql.dump([outcome.claim_id for outcome in ours if not outcome.error])
+            cursor.execute(sql.FORGET_TICKS, [succeeded])
+            cursor.execute(sql.DELETE_SUCCEEDED, [succeeded])
+        return now, kept
+
     def _lock_claims(self, cursor: CursorWrapper, claim_ids: Sequence[int]) -> tuple[datetime, Sequence[Any]]:
         ids = sorted(claim_ids)
         if ids:
@@ -410,25 +490,61 @@ class MySQL(Dialect):
 
     # ---- unblock ----
 
-    def _next_blocked(self, cursor: CursorWrapper, free: Mapping[str, int]) -> list[tuple[Any, ...]]:
-        """Lock the next blocked jobs of each key, as many as it has free slots."""
-        where, index = "concurrency_key = %s", "dj_queue_blocked_next"
-        if not self._server(cursor).descending:
-            blocked: list[tuple[Any, ...]] = []
-            for key in free:
-                blocked += self._in_order(
-                    cursor,
-                    sql.NEXT_BLOCKED,
-                    "dj_queue_blocked_executions",
-                    index,
-                    where,
-                    [key],
-                    free[key],
-                    "FOR UPDATE",
-                )
-            return blocked
-        one = sql.NEXT_BLOCKED.format(index=index, where=where, order=_ORDER, lock="FOR UPDATE")
-        return for_each(cursor, one, list(free.items()))
+    def _start_next(
+        self, cursor: CursorWrapper, freed: Mapping[str, int], *, ended: Iterable[int]
+    ) -> list[UnblockedJob]:
+        """Give free slots to the next blocked jobs; delete their rows, and the claims that have ended, at once."""
+        semaphores, blocked = self._lock_next(cursor, freed)
+        started: list[tuple[Any, ...]] = []
+        changed = []
+        now = read_time(cursor, semaphores[-1][5]) if semaphores else None
+        for _, semaphore, key, value, limit, *_ in semaphores:
+            assert now is not None
+            free = min(limit, value + freed[key])
+            next_ones = blocked.get(key, [])[: max(free, 0)]
+            started += next_ones
+            longest = max((row[9] or 0.0 for row in next_ones), default=None)
+            expires_at = None if longest is None else now + timedelta(seconds=longest)
+            changed.append((semaphore, free - len(next_ones), limit, stored_time(cursor, expires_at)))
+        if started:
+            ids = zip_longest(sorted(ended), sorted(row[1] for row in started))
+            cursor.execute(sql.DELETE_ENDED, [sql.dump(list(ids))])
+        else:
+            delete(cursor, "dj_queue_claimed_executions", ended)
+        at = stored_time(cursor, now)
+        rows = [(job_id, alias, queue, rank, key, at) for _, _, key, rank, _, _, job_id, alias, queue, _ in started]
+        self._insert_rows(cursor, sql.INSERT_READY, rows)
+        if changed:
+            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(changed), at])
+        return [UnblockedJob(UUID(row[6]), row[2]) for row in started]
+
+    def _lock_next(
+        self, cursor: CursorWrapper, freed: Mapping[str, int]
+    ) -> tuple[list[tuple[Any, ...]], dict[str, list[tuple[Any, ...]]]]:
+        """Lock the semaphores, in the order of their keys, and the next blocked jobs that they have room for."""
+        lock = sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db))
+        keys = sorted(freed)
+        rows: list[tuple[Any, ...]] = []
+        if keys and self._server(cursor).descending:
+            # With so many blocked jobs as slots became free: nearly always there is no other free one.
+            rows = for_each(cursor, f"{lock} UNION ALL {_NEXT_BLOCKED}", [(key, key, freed[key]) for key in keys])
+        elif keys:
+            rows = for_each(cursor, lock, [(key,) for key in keys])
+        semaphores = [row for row in rows if row[0] == 0]
+        blocked: dict[str, list[tuple[Any, ...]]] = {}
+        for row in rows:
+            if row[0] == 1:
+                blocked.setdefault(row[2], []).append(row)
+        for _, _, key, value, limit, *_ in semaphores:
+            found, free = len(blocked.get(key, ())), min(limit, value + freed[key])
+            if found < free and (found == freed[key] or not self._server(cursor).descending):
+                blocked[key] = self._next_blocked(cursor, key, free)
+        return semaphores, blocked
+
+    def _next_blocked(self, cursor: CursorWrapper, key: str, count: int) -> list[tuple[Any, ...]]:
+        table, index = "dj_queue_blocked_executions", "dj_queue_blocked_next"
+        where = "concurrency_key = %s"
+        return list(self._in_order(cursor, sql.NEXT_BLOCKED, table, index, where, [key], count, "FOR UPDATE"))
 
     # ---- the server ----
 
@@ -441,3 +557,6 @@ class MySQL(Dialect):
 
 
 _ORDER = "priority DESC, id"
+_NEXT_BLOCKED = sql.NEXT_BLOCKED.format(
+    index="dj_queue_blocked_next", where="concurrency_key = %s", order=_ORDER, lock="FOR UPDATE"
+)

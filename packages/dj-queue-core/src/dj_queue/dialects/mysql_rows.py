@@ -1,6 +1,6 @@
 """Rows of MySQL and MariaDB: written and asked for many at a time, and read as what they mean."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -17,9 +17,10 @@ from dj_queue.dialects.base import Claim
 _UNION = 100
 
 
-def write(cursor: CursorWrapper, statement: str, row: str, values: Sequence[tuple[Any, ...]]) -> None:
+def write(cursor: CursorWrapper, statement: str, values: Sequence[tuple[Any, ...]], *, also: str = "") -> None:
     """Insert many rows with one statement: the driver's own executemany cuts at 64 KB."""
     if values:
+        row = f"({sql.marks(values[0])}{also})"
         cursor.execute(statement.format(rows=sql.rows(len(values), row)), [value for each in values for value in each])
 
 
@@ -48,11 +49,6 @@ def of_jobs(cursor: CursorWrapper, column: str, job_ids: Sequence[Any]) -> dict[
         return {}
     cursor.execute(sql.JOBS.format(column=column, ids=sql.marks(job_ids)), sorted(job_ids))
     return dict(cursor.fetchall())
-
-
-def thousands(values: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
-    for start in range(0, len(values), 1000):
-        yield values[start : start + 1000]
 
 
 def claim_of(cursor: CursorWrapper, row: Sequence[Any]) -> Claim:

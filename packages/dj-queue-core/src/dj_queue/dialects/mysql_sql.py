@@ -18,6 +18,14 @@ INSERT_JOBS = """INSERT INTO dj_queue_jobs
 (id, task_path, queue_name, priority, payload, backend_alias, scheduled_at, created_at, updated_at)
 VALUES {rows}"""
 
+INSERT_LIMITED_JOBS = """INSERT INTO dj_queue_jobs
+(id, task_path, queue_name, priority, payload, backend_alias, scheduled_at, created_at, updated_at, finished_at,
+concurrency_key, concurrency_limit, concurrency_duration, on_conflict)
+VALUES {rows}"""
+
+INSERT_BLOCKED = """INSERT INTO dj_queue_blocked_executions
+(job_id, backend_alias, queue_name, priority, concurrency_key, created_at, expires_at) VALUES {rows}"""
+
 INSERT_READY = """INSERT INTO dj_queue_ready_executions
 (job_id, backend_alias, queue_name, priority, concurrency_key, created_at) VALUES {rows}"""
 
@@ -111,17 +119,30 @@ JOBS = "SELECT id, {column} FROM dj_queue_jobs FORCE INDEX (PRIMARY) WHERE id IN
 
 # ---- unblock ----------------------------------------------------------------------------------------
 
-LOCK_SEMAPHORE = "(SELECT id, `key`, value, `limit`, {now} FROM dj_queue_semaphores WHERE `key` = %s FOR UPDATE)"
+# Both have the same columns: the semaphores' locks and the next blocked jobs are one round trip.
+LOCK_SEMAPHORE = """(SELECT 0, id, `key`, value, `limit`, {now}, NULL, NULL, NULL, NULL
+FROM dj_queue_semaphores WHERE `key` = %s FOR UPDATE)"""
 
-NEXT_BLOCKED = """(SELECT id, job_id, backend_alias, queue_name, priority, concurrency_key
-FROM dj_queue_blocked_executions FORCE INDEX (dj_queue_blocked_next)
+NEXT_BLOCKED = """(SELECT 1, id, concurrency_key, priority, NULL, NULL, job_id, backend_alias, queue_name,
+(SELECT concurrency_duration FROM dj_queue_jobs job FORCE INDEX (PRIMARY) WHERE job.id = blocked.job_id)
+FROM dj_queue_blocked_executions blocked FORCE INDEX ({index})
 WHERE {where} ORDER BY {order} LIMIT %s {lock})"""
 
+# The claims that have ended, and the blocked rows of those that start in their place.
+DELETE_ENDED = """DELETE gone, started FROM JSON_TABLE(%s, '$[*]' COLUMNS (claim_id BIGINT PATH '$[0]',
+blocked_id BIGINT PATH '$[1]')) done
+LEFT JOIN dj_queue_claimed_executions gone FORCE INDEX (PRIMARY) ON gone.id = done.claim_id
+LEFT JOIN dj_queue_blocked_executions started FORCE INDEX (PRIMARY) ON started.id = done.blocked_id"""
+
 CHANGE_SEMAPHORES = """UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$[0]', value BIGINT PATH '$[1]',
-expires_at DATETIME(6) PATH '$[2]')) freed
-STRAIGHT_JOIN dj_queue_semaphores semaphore FORCE INDEX (PRIMARY) ON semaphore.id = freed.id
-SET semaphore.value = freed.value, semaphore.expires_at = COALESCE(freed.expires_at, semaphore.expires_at),
-semaphore.updated_at = %s"""
+slots BIGINT PATH '$[2]', expires_at DATETIME(6) PATH '$[3]')) changed
+STRAIGHT_JOIN dj_queue_semaphores semaphore FORCE INDEX (PRIMARY) ON semaphore.id = changed.id
+SET semaphore.value = changed.value, semaphore.`limit` = changed.slots,
+semaphore.expires_at = COALESCE(changed.expires_at, semaphore.expires_at), semaphore.updated_at = %s"""
+
+# Not IGNORE: whoever meets a row is to wait for it alone, and not share a lock on it.
+MAKE_SEMAPHORES = """INSERT INTO dj_queue_semaphores (`key`, value, `limit`, expires_at, created_at, updated_at)
+VALUES {rows} ON DUPLICATE KEY UPDATE `key` = `key`"""
 
 # ---- storage ----------------------------------------------------------------------------------------
 

@@ -40,12 +40,32 @@ class Job:
     seconds: float = field(default=0.0)
 
 
+class Claiming(NamedTuple):
+    """A claim to be made."""
+
+    config: BackendConfig
+    selectors: Sequence[Selector]
+    limit: int
+    process_id: int | None
+
+    def write(self, dialect: Dialect, cursor: CursorWrapper) -> list[Claim]:
+        return dialect.claim(
+            cursor,
+            alias=self.config.alias,
+            selectors=self.selectors,
+            limit=self.limit,
+            process_id=self.process_id,
+            skip_locked=self.config.use_skip_locked,
+        )
+
+
 class Recorded(NamedTuple):
     """What a finish changed."""
 
     finished_at: datetime
     kept: set[int]  # the claims that were still ours
     unblocked: list[tuple[str, str]]  # (job id, concurrency key)
+    claims: Sequence[Claim] = ()  # made in the same transaction
 
 
 def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None) -> list[Job]:
@@ -53,22 +73,9 @@ def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, p
     if not transactions.look(config.database_alias, lambda dialect, cursor: dialect.any_ready(cursor, config.alias)):
         return []
     claims = transactions.run(
-        config.database_alias,
-        lambda dialect, cursor: dialect.claim(
-            cursor,
-            alias=config.alias,
-            selectors=selectors,
-            limit=limit,
-            process_id=process_id,
-            skip_locked=config.use_skip_locked,
-        ),
-        one_statement=True,
+        config.database_alias, Claiming(config, selectors, limit, process_id).write, one_statement=True
     )
-    received = time.monotonic()
-    if claims and events.heard("job.claimed"):
-        for each in claims:
-            events.emit("job.claimed", job_id=str(each.job_id), queue_name=each.queue_name, priority=each.priority)
-    return [Job(each, received) for each in claims]
+    return _claimed(claims)
 
 
 def reclaimed(row: ClaimedExecution) -> Job:
@@ -117,14 +124,31 @@ def finish(
     `on_unblocked` is called if that made blocked jobs ready. Raises the database's error when that is away:
     nothing was recorded, call again.
     """
+    return finish_and_claim(config, jobs, None, worker=worker, on_unblocked=on_unblocked)[0]
+
+
+def finish_and_claim(
+    config: BackendConfig,
+    jobs: Sequence[Job],
+    claiming: Claiming | None,
+    *,
+    worker: str,
+    on_unblocked: Callable[[], None] = lambda: None,
+) -> tuple[list[Job], list[Job]]:
+    """`finish`, and where that takes a transaction and makes blocked jobs ready, claim in the same one.
+
+    A commit may cost more than all statements before it, and a job that others wait for has two otherwise.
+    Return the jobs that were still ours, and those that were claimed.
+    """
     try:
-        recorded = _record(config, jobs, worker)
+        recorded = _record(config, jobs, worker, claiming)
     except DatabaseError as refusal:
         if dialect_for(config.database_alias).is_away(refusal):
             raise
         if len(jobs) > 1:
             # One outcome that the database cannot store must not hold up the others.
-            return [job for each in jobs for job in finish(config, [each], worker=worker, on_unblocked=on_unblocked)]
+            singly = [finish(config, [each], worker=worker, on_unblocked=on_unblocked) for each in jobs]
+            return [job for each in singly for job in each], []
         recorded = _record_refused(config, jobs[0], worker, refusal)
     ours = [job for job in jobs if job.claim.id in recorded.kept]
     for job in ours:
@@ -133,7 +157,7 @@ def finish(
         _tell(config, jobs, recorded)
     if recorded.unblocked:
         on_unblocked()
-    return ours
+    return ours, _claimed(recorded.claims)
 
 
 def announce(jobs: Sequence[Job]) -> None:
@@ -182,10 +206,21 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
     return None if job.value is None else dump(job.value)
 
 
+# ---- claim ------------------------------------------------------------------------------------------
+
+
+def _claimed(claims: Sequence[Claim]) -> list[Job]:
+    received = time.monotonic()
+    if claims and events.heard("job.claimed"):
+        for each in claims:
+            events.emit("job.claimed", job_id=str(each.job_id), queue_name=each.queue_name, priority=each.priority)
+    return [Job(each, received) for each in claims]
+
+
 # ---- finish -----------------------------------------------------------------------------------------
 
 
-def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded:
+def _record(config: BackendConfig, jobs: Sequence[Job], worker: str, claiming: Claiming | None = None) -> Recorded:
     outcomes = [job.outcome for job in jobs if job.outcome is not None]
     keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
 
@@ -196,7 +231,8 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str) -> Recorded
         finished_at, kept, unblocked = dialect.finish_limited(
             cursor, outcomes, keys, worker=worker, preserve=preserve, notify=config.listen_notify
         )
-        return Recorded(finished_at, kept, [(str(job.job_id), job.key) for job in unblocked])
+        claims = claiming.write(dialect, cursor) if claiming and unblocked and not dialect.one_statement else ()
+        return Recorded(finished_at, kept, [(str(job.job_id), job.key) for job in unblocked], claims)
 
     # A slot is freed in the transaction that finishes its job: neither can happen without the other.
     connection = connections[config.database_alias]

@@ -91,7 +91,7 @@ class Worker(Runner):
 
     def step(self) -> float:
         self._listener.look_after()
-        self._record()
+        self._record(claiming=True)
         self._release_strays()
         if self._worn_out():
             return self._retire()
@@ -159,6 +159,9 @@ class Worker(Runner):
             return
         jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
         self._measure_round_trip(time.monotonic() - now)
+        self._start(jobs, room)
+
+    def _start(self, jobs: list[execution.Job], room: int) -> None:
         self._held.update(job.claim.id for job in jobs)
         for job in jobs:
             self._pool.submit(job)
@@ -198,14 +201,14 @@ class Worker(Runner):
 
     # ---- finish ----
 
-    def _record(self) -> float:
+    def _record(self, *, claiming: bool = False) -> float:
         """Write what the threads have done, in one batch, and tell of it."""
-        recorded = self._finish()
+        recorded = self._finish(claiming=claiming)
         if recorded:
             self._pool.follow_up(partial(execution.announce, recorded))
         return 0.0
 
-    def _finish(self) -> list[execution.Job]:
+    def _finish(self, *, claiming: bool = False) -> list[execution.Job]:
         recorded: list[execution.Job] = []
         done = self._pool.collect()
         for job in done:
@@ -214,13 +217,20 @@ class Worker(Runner):
         self._unrecorded += done
         if self._unrecorded:
             began = time.monotonic()
-            recorded = execution.finish(
-                self.config, self._unrecorded, worker=self.name, on_unblocked=self._look_at_once
+            room = self._room() if claiming and self.lease.valid and not self._worn_out() else 0
+            recorded, claimed = execution.finish_and_claim(
+                self.config,
+                self._unrecorded,
+                execution.Claiming(self.config, self._selectors, room, self.process_id) if room > 0 else None,
+                worker=self.name,
+                on_unblocked=self._look_at_once,
             )
             self._recorded += len(self._unrecorded)
             self._held.difference_update(job.claim.id for job in self._unrecorded)
             self._unrecorded = []
             self._measure_round_trip(time.monotonic() - began)
+            if claimed:
+                self._start(claimed, room)
         return recorded
 
     # ---- give back ----
