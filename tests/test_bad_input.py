@@ -27,12 +27,8 @@ from tests.working import WORKER, claim, name_case, run, states, work
 
 pytestmark = pytest.mark.django_db
 
-needs_refusal_of_nul = pytest.mark.skipif(
-    dialect_for("default").json_limits.nul, reason="the database stores NUL characters in JSON"
-)
-needs_nul = pytest.mark.skipif(
-    not dialect_for("default").json_limits.nul, reason="the database refuses NUL characters in JSON"
-)
+needs_refusal_of_nul = pytest.mark.needs("refusal of NUL")
+needs_nul = pytest.mark.needs("NUL in JSON")
 DEEPEST = dialect_for("default").json_limits.depth
 
 

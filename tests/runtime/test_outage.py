@@ -260,7 +260,7 @@ lost = []
 
 def lossy(*args, **kwargs):
     value = real(*args, **kwargs)
-    if value and len(lost) < 3:
+    if (any(value) if isinstance(value, tuple) else value) and len(lost) < 3:
         lost.append(value)
         raise OperationalError("the reply was lost")
     return value
@@ -270,7 +270,7 @@ execution.{step} = lossy
 
 
 class TestLostReply:
-    @pytest.mark.parametrize("step", ["claim", "finish", "release"])
+    @pytest.mark.parametrize("step", ["claim", "finish_and_claim", "release"])
     def test_of_a_step_that_was_committed(self, runtime, project, ran, tmp_path, step):
         release = tmp_path / "release"
         enqueue(*shorts(ran, "before", 10))
@@ -287,6 +287,18 @@ class TestLostReply:
         assert "worker-1: the database is away, trying again: the reply was lost" in running.output
         assert running.stop() == 0
         assert list(Process.objects.values()) == []
+
+    def test_of_a_finish_that_claimed_the_next_of_its_key(self, runtime, project, ran):
+        """Recorded once, and what the same transaction claimed goes back and is run."""
+        enqueue(*[(tasks.hot, str(ran), str(n)) for n in range(20)])
+        code = EAGER + LOST_REPLIES.format(step="finish_and_claim")
+        running = runtime(options=ONE_THREAD, environment=project(code))
+        wait_settled()
+        assert failures() == []
+        assert states() == {"finished": 20}
+        assert lines(ran) == [str(n) for n in range(20)]
+        assert "worker-1: the database is away, trying again: the reply was lost" in running.output
+        assert running.stop() == 0
 
     def test_of_a_claim_before_a_stop(self, runtime, project, ran):
         """What it does not know to hold is given back all the same."""

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from django.db import connection
 from django.tasks import default_task_backend
 from django.utils import timezone
 
@@ -37,10 +36,7 @@ SCHEDULED = 100 * SECONDS
 pytestmark = [
     pytest.mark.django_db(transaction=True),
     pytest.mark.timeout(SECONDS + 90),
-    pytest.mark.skipif(
-        not connection.features.has_select_for_update_skip_locked,
-        reason="the database has one writer at a time: runtimes take turns, whatever they do",
-    ),
+    pytest.mark.needs("skipped locks"),
 ]
 
 
