@@ -29,6 +29,18 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "the database does not say in JSON what a statement has read",
     ),
+    "NUL in JSON": (
+        lambda: dialect_for("default").json_limits.nul,
+        "the database refuses NUL characters in JSON",
+    ),
+    "refusal of NUL": (
+        lambda: not dialect_for("default").json_limits.nul,
+        "the database stores NUL characters in JSON",
+    ),
+    "skipped locks": (
+        lambda: connection.features.has_select_for_update_skip_locked,
+        "the database has one writer at a time: runtimes take turns, whatever they do",
+    ),
     "sessions": (
         lambda: databases.SERVER,
         "the database has no server whose sessions could be ended",
