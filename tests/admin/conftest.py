@@ -27,7 +27,8 @@ def operator(db: None) -> Callable[..., Client]:
     return make
 
 
-@pytest.fixture(scope="session")
+# Not for the session: while Playwright runs, its event loop does, and what else a process tests may want one.
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     if CHROMIUM is None:
         pytest.skip("there is no Chromium")

@@ -28,7 +28,7 @@ semaphore AS MATERIALIZED (
   ORDER BY key FOR UPDATE
 ),
 free AS MATERIALIZED (
-  SELECT semaphore.id, key, wanted.slots, wanted.duration, semaphore.value + wanted.slots - semaphore."limit" AS value
+  SELECT semaphore.id, key, wanted.slots, wanted.duration, semaphore.value + (wanted.slots - semaphore."limit") AS value
   FROM semaphore JOIN wanted USING (key)
 ),
 placed AS MATERIALIZED (
@@ -108,7 +108,7 @@ LOCK = "SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key 
 # Younger than the locks it relies on: what blocked on a semaphore before them is seen.
 UNBLOCK = """
 WITH slots AS MATERIALIZED (
-  SELECT semaphore.id, semaphore.key, least(semaphore."limit", semaphore.value + freed.count) AS free
+  SELECT semaphore.id, semaphore.key, least(semaphore."limit", semaphore.value + freed.count::bigint)::int AS free
   FROM unnest(%(keys)s::text[], %(counts)s::int[]) AS freed(key, count)
   JOIN dj_queue_semaphores semaphore ON semaphore.key = freed.key
   ORDER BY semaphore.key FOR UPDATE OF semaphore

@@ -128,7 +128,7 @@ semaphore AS MATERIALIZED (
 ),
 released AS (
   UPDATE dj_queue_semaphores SET
-    value = least(dj_queue_semaphores."limit", value + freed.count), updated_at = statement_timestamp()
+    value = least(dj_queue_semaphores."limit", value + freed.count::bigint), updated_at = statement_timestamp()
   FROM semaphore JOIN freed USING (key) WHERE dj_queue_semaphores.id = semaphore.id
 ),"""
 
