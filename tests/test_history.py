@@ -8,7 +8,6 @@ from uuid import UUID
 
 import pytest
 from django.db import connection
-from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
 from dj_queue.config import backend_config
@@ -178,9 +177,16 @@ def test_four_statements_however_many_jobs() -> None:
     counts = set()
     for count in (0, 1, 7000):
         store(job_at(now - timedelta(seconds=n % 120)) for n in range(count))
-        with CaptureQueriesContext(connection) as ran:
+        ran: list[str] = []
+
+        def note(execute: Any, sql: str, params: Any, many: bool, context: Any, ran: list[str] = ran) -> Any:
+            ran.append(sql)
+            return execute(sql, params, many, context)
+
+        # Not Django's own list of queries: a runner in this process may have silenced that.
+        with connection.execute_wrapper(note):
             look()
-        counts.add(sum("dj_queue_" in query["sql"] for query in ran))
+        counts.add(sum("dj_queue_" in sql for sql in ran))
     assert counts == {3, 4}
 
 
