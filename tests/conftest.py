@@ -56,6 +56,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 pytest.skip(reason)
 
 
+def pytest_runtest_teardown() -> None:
+    from django.db import connections
+
+    # A runner that a test has run in this process has silenced its connection, for what follows too.
+    for connection in connections.all(initialized_only=True):
+        vars(connection).pop("make_debug_cursor", None)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
