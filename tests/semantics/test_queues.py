@@ -160,6 +160,13 @@ def test_pausing_at_once() -> None:
     assert not QueueInfo("q").paused
 
 
+@pytest.mark.parametrize("name", ["", "x" * 65, "a\0b", None, 7])
+def test_a_name_that_no_queue_can_have_is_not_paused(name: Any) -> None:
+    with pytest.raises(ValueError, match="expected a queue name of 1 to 64 characters"):
+        QueueInfo(name).pause()
+    assert not Pause.objects.exists()
+
+
 def test_a_pause_stops_claims_and_nothing_else(two_aliases: None) -> None:
     info = QueueInfo("q")
     running = fill("q", task=tasks.one_per_key, args=["k"])

@@ -9,7 +9,7 @@ from django.db.models.functions import Coalesce
 from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
-from dj_queue.models import Pause, ReadyExecution
+from dj_queue.models import MAX_QUEUE_NAME, Pause, ReadyExecution
 from dj_queue.operations import transactions
 
 
@@ -41,7 +41,15 @@ def is_paused(config: BackendConfig, queue_name: str) -> bool:
 
 
 def pause(config: BackendConfig, queue_name: str) -> None:
-    """Stop claims from the queue; nothing else changes. Pausing twice is pausing once."""
+    """Stop claims from the queue; nothing else changes. Pausing twice is pausing once.
+
+    Raises `ValueError` for a name that no queue can have.
+    """
+    if not isinstance(queue_name, str) or not 0 < len(queue_name) <= MAX_QUEUE_NAME or "\0" in queue_name:
+        raise ValueError(
+            f"expected a queue name of 1 to {MAX_QUEUE_NAME} characters, got {queue_name!r}. Name one queue exactly:"
+            " a pause takes no selector."
+        )
     if is_paused(config, queue_name):
         return
     # Whoever else pauses or resumes it just now: no error, and one row.
