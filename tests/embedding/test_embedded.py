@@ -140,7 +140,7 @@ def test_what_cannot_be_recorded_at_the_exit_is_given_back(embedded, at_exit, tm
     def fails(*args, **kwargs):
         raise ZeroDivisionError("of all things")
 
-    monkeypatch.setattr(execution, "finish", fails)
+    monkeypatch.setattr(execution, "finish_and_claim", fails)
     (call,) = at_exit
     call()
     assert "of all things" in caplog.text
