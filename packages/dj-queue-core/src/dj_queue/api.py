@@ -233,7 +233,10 @@ class QueueInfo:
         return queues.is_paused(self._config, self.queue_name)
 
     def pause(self) -> None:
-        """Stop claims from the queue. Enqueueing goes on, and so does what runs."""
+        """Stop claims from the queue. Enqueueing goes on, and so does what runs.
+
+        Raises `ValueError` for a name that no queue can have.
+        """
         from dj_queue.operations import queues
 
         queues.pause(self._config, self.queue_name)
