@@ -36,6 +36,12 @@ class DashboardAdmin(_Base):
                 page(self, self.act_on_jobs),
                 name="dj_queue_dashboard_jobs_action",
             ),
+            # The name that this address has in dj-queue 0.6.
+            path(
+                "queue/<dj_queue_name:name>/jobs/action/",
+                page(self, self.act_on_jobs),
+                name="dj_queue_dashboard_job_action",
+            ),
             path(
                 "queue/<dj_queue_name:name>/action/",
                 page(self, self.act_on_queue),
