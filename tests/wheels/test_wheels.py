@@ -4,6 +4,7 @@ import ast
 import importlib
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from email.message import Message
@@ -170,12 +171,27 @@ def test_metadata(name: str) -> None:
     assert found["Requires-Python"] == ">=3.12"
     assert found["Summary"]
     assert found.get_payload().startswith(f"# dj-queue-{name}")
+    repository = "https://github.com/coriocactus/dj_queue"
+    assert set(found.get_all("Project-URL") or []) == {
+        f"Homepage, {repository}",
+        f"Repository, {repository}",
+        f"Issues, {repository}/issues",
+    }
     classifiers = found.get_all("Classifier") or []
     for needed in ("Framework :: Django :: 6.0", "Framework :: Django :: 6.1", "Typing :: Typed"):
         assert needed in classifiers
     assert [line for line in classifiers if line.startswith("Programming Language :: Python :: 3.")] == [
         f"Programming Language :: Python :: 3.{minor}" for minor in (12, 13, 14)
     ]
+
+
+@pytest.mark.parametrize("name", INSTALLED)
+def test_pictures_and_links_hold_on_a_package_index(name: str) -> None:
+    """There, nothing is beside the description: each is an address of its own."""
+    description = told(name).get_payload()
+    assert told(name)["Description-Content-Type"] == "text/markdown"
+    targets = re.findall(r"\]\(([^)]+)\)", description)
+    assert [target for target in targets if not target.startswith(("https://", "#"))] == []
 
 
 @pytest.mark.parametrize("name", INSTALLED)
