@@ -350,7 +350,7 @@ def test_return_values_that_cannot_be_stored(task: Any, args: list[Any], text: s
     result = task.enqueue(*args)
     assert len(work()) == 1
     failed = failure_of(result)
-    assert failed.exception_class == "dj_queue.exceptions.NotJSONError"
+    assert failed.exception_class == "builtins.TypeError"
     assert text in failed.message
 
 

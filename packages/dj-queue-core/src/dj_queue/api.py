@@ -17,6 +17,7 @@ from django.db import transaction
 from dj_queue.annotations import AnyTask
 from dj_queue.backend import DjQueueBackend
 from dj_queue.config import BackendConfig, backend_config
+from dj_queue.serialization import is_storable
 
 if TYPE_CHECKING:
     from dj_queue.models import Job, RecurringTask
@@ -198,9 +199,17 @@ aenqueue_job_again = sync_to_async(enqueue_job_again, thread_sensitive=True)
 
 
 class QueueInfo:
-    """One queue of a backend: what waits in it, and the controls to pause, resume and clear it."""
+    """One queue of a backend: what waits in it, and the controls to pause, resume and clear it.
+
+    Raises `ValueError` for a name with NUL characters or lone surrogates: no queue has such a name.
+    """
 
     def __init__(self, queue_name: str, *, backend_alias: str = "default") -> None:
+        if not is_storable(queue_name):
+            raise ValueError(
+                f"expected a queue name, got {ascii(queue_name)[:80]}. No queue's name has NUL characters or lone"
+                " surrogates."
+            )
         self.queue_name = queue_name
         self.backend_alias = backend_alias
 

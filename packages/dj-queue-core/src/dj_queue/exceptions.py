@@ -16,8 +16,19 @@ class ArgumentsError(EnqueueError, TypeError):
     """
 
 
+class UndecodableArgumentsError(ArgumentsError, ValueError):
+    """The arguments hold bytes that are not UTF-8.
+
+    Also a `ValueError`, which is what Django's own task backends raise here.
+    """
+
+
 class NotJSONError(DjQueueError, TypeError):
     """A value would not come back from the database as it went in."""
+
+
+class NotUTF8Error(NotJSONError, ValueError):
+    """Bytes are not UTF-8 text."""
 
 
 class TaskPathError(DjQueueError, ImportError):

@@ -6,12 +6,18 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from dj_queue.exceptions import NotJSONError
+from dj_queue.exceptions import NotJSONError, NotUTF8Error
 
 # Longer texts keep their first and last halves: a message of a gigabyte must not stop the queue.
 _TEXT_LIMIT = 64 * 1024
 
 _WRITTEN_WITH_EXPONENT = 1e16
+# Values of one argument list or result: tens of megabytes of JSON at least.
+_MOST_VALUES = 10_000_000
+# What a message shows of the way to a value: so many steps from its root, and so many characters of each.
+_LONGEST_WAY = 10
+_LONGEST_STEP = 60
+_NO_SCALAR = object()
 _SMALLEST_INTEGER, _LARGEST_INTEGER = -(2**63), 2**64 - 1
 
 
@@ -30,8 +36,14 @@ def normalize(value: Any, limits: JSONLimits) -> Any:
     backends. Raises `NotJSONError`, which names the place, for everything else that would
     change on its way: NaN, infinities, keys that are not text, lone surrogates, nesting deeper
     than the database stores, NUL characters where it refuses them, and integers that it rounds.
+    For bytes that are not UTF-8 that is a `NotUTF8Error`.
     """
-    return _normalize(value, limits, "", 0)
+    try:
+        return _normalize(value, limits, [_MOST_VALUES], 0)
+    except _Refused as refused:
+        raise refused.error() from refused.__cause__
+    except RecursionError as error:  # the caller's own stack was deep already
+        raise NotJSONError("the value is nested deeper than Python's stack reaches from here") from error
 
 
 def dump(value: Any) -> str:
@@ -74,6 +86,11 @@ def describe(error: BaseException, *, skip_frames: int = 0) -> ErrorRecord:
     )
 
 
+def is_storable(value: object) -> bool:
+    """Whether it is text that every database stores and compares: without NUL and lone surrogates."""
+    return isinstance(value, str) and storable(value) == value
+
+
 def storable(text: str) -> str:
     """Return `text` without what a text column refuses, and no longer than its bound."""
     if len(text) > _TEXT_LIMIT:
@@ -82,57 +99,105 @@ def storable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode().replace("\0", "\\x00")
 
 
-def _normalize(value: Any, limits: JSONLimits, path: str, depth: int) -> Any:
+class _Refused(Exception):
+    """Why a value is not JSON, and the way to its place: gathered on the way out, as only an error needs it."""
+
+    def __init__(self, words: str, kind: type[NotJSONError] = NotJSONError, *, verb: str = "is") -> None:
+        super().__init__(words)
+        self.words = f"{verb} {words}"
+        self.kind = kind
+        self.way: list[object] = []  # from the inside out
+
+    def error(self) -> NotJSONError:
+        # What is nested too deep, or contains itself, has a way as long.
+        steps = [f"[{_shown(step)}]" for step in reversed(self.way[-_LONGEST_WAY:])]
+        way = "".join(steps) + ("..." if len(self.way) > _LONGEST_WAY else "")
+        return self.kind(f"{way or 'the value'} {self.words}")
+
+
+def _normalize(value: Any, limits: JSONLimits, left: list[int], depth: int) -> Any:
+    found = _scalar(value, limits)
+    if found is not _NO_SCALAR:
+        return found
+    if depth >= limits.depth:
+        raise _Refused(f"nested deeper than {limits.depth} levels")
+    step: object = None
+    try:
+        # One frame a level: Python allows a thousand.
+        match value:
+            case Mapping():
+                _count(len(value), left)
+                mapping = {}
+                for step, item in value.items():
+                    if not isinstance(step, str):
+                        break
+                    mapping[_text(step, limits)] = _normalize(item, limits, left, depth + 1)
+                else:
+                    return mapping
+            case Sequence():
+                _count(len(value), left)
+                items: list[Any] = []
+                for step, item in enumerate(value):  # noqa: B007
+                    items.append(_normalize(item, limits, left, depth + 1))
+                return items
+    except _Refused as refused:
+        if step is not None:
+            refused.way.append(step)
+        raise
+    if isinstance(value, Mapping):
+        raise _Refused(f"the key {_shown(step)}, and JSON keys are text", verb="has")
+    name = type(value).__qualname__[:_LONGEST_STEP]
+    article = "an" if name[:1] in tuple("aeiouAEIOU") else "a"
+    raise _Refused(f"{article} {name}, which is not a JSON type (Unsupported type: {_shown(type(value))})")
+
+
+def _scalar(value: Any, limits: JSONLimits) -> Any:
     match value:
         case None | bool():
             return value
         case str():
-            return _text(value, limits, path)
+            return _text(value, limits)
         case int():
             if not limits.wide_integers and not _SMALLEST_INTEGER <= value <= _LARGEST_INTEGER:
-                raise NotJSONError(f"{_at(path)} is an integer of more than 64 bits, which this database rounds")
+                raise _Refused("an integer of more than 64 bits, which this database rounds")
             return int(value)
         case float():
             if not math.isfinite(value):
-                raise NotJSONError(f"{_at(path)} is {value!r}, and JSON has no such number")
+                raise _Refused(f"{value!r}, and JSON has no such number")
             # PostgreSQL writes such a number without an exponent, and it comes back as an integer.
             return int(value) if limits.wide_integers and abs(value) >= _WRITTEN_WITH_EXPONENT else float(value)
         case bytes():
             try:
-                return _text(value.decode(), limits, path)
+                return _text(value.decode(), limits)
             except UnicodeDecodeError as error:
-                raise NotJSONError(f"{_at(path)} is bytes that are not UTF-8 text") from error
-    if depth >= limits.depth:
-        raise NotJSONError(f"{_at(path[:80])} is nested deeper than {limits.depth} levels")
-    match value:
-        case Mapping():
-            return {
-                _key(key, limits, path): _normalize(item, limits, f"{path}[{key!r}]", depth + 1)
-                for key, item in value.items()
-            }
-        case Sequence():
-            return [_normalize(item, limits, f"{path}[{i}]", depth + 1) for i, item in enumerate(value)]
-    name = type(value).__qualname__
-    article = "an" if name[0] in "aeiouAEIOU" else "a"
-    raise NotJSONError(f"{_at(path)} is {article} {name}, which is not a JSON type")
+                words = f"bytes that are not UTF-8 text (Unsupported value: {type(value)})"
+                raise _Refused(words, NotUTF8Error) from error
+    return _NO_SCALAR
 
 
-def _key(key: object, limits: JSONLimits, path: str) -> str:
-    if not isinstance(key, str):
-        raise NotJSONError(f"{_at(path)} has the key {key!r}, and JSON keys are text")
-    return _text(key, limits, path)
+def _count(count: int, left: list[int]) -> None:
+    # A few lists that hold each other many times over are small here, and endless as JSON.
+    left[0] -= count
+    if left[0] < 0:
+        raise _Refused(f"more than {_MOST_VALUES:,} values in all", verb="holds")
 
 
-def _text(text: str, limits: JSONLimits, path: str) -> str:
+def _text(text: str, limits: JSONLimits) -> str:
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise NotJSONError(f"{_at(path)} holds a lone surrogate, which is not valid text") from error
+            raise _Refused("a lone surrogate, which is not valid text", verb="holds") from error
     if not limits.nul and "\0" in text:
-        raise NotJSONError(f"{_at(path)} holds a NUL character, which this database refuses")
+        raise _Refused("a NUL character, which this database refuses", verb="holds")
     return str.__str__(text)  # plain text, whatever subclass
 
 
-def _at(path: str) -> str:
-    return path or "the value"
+def _shown(value: object) -> str:
+    """A short text for a value that may be anything."""
+    try:
+        text = repr(value[:_LONGEST_STEP] if isinstance(value, str | bytes) else value)
+    except Exception as error:  # its own, or an integer of more digits than Python writes
+        return f"<{type(value).__qualname__[:_LONGEST_STEP]}: {type(error).__name__}>"
+    cut = len(text) > 2 * _LONGEST_STEP or (isinstance(value, str | bytes) and len(value) > _LONGEST_STEP)
+    return f"{text[: 2 * _LONGEST_STEP]}..." if cut else text

@@ -158,7 +158,7 @@ def one_or_many(read_one: Reader) -> Reader:
 
 
 def _is_selector(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= 64 and "*" not in value[:-1]
+    return is_text(value) and 0 < len(value) <= 64 and "*" not in value[:-1]
 
 
 _selector = Scalar("a queue name, or the start of one and a final '*', of 1 to 64 characters", _is_selector)

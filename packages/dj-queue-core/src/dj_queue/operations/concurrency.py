@@ -11,17 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any, NamedTuple
 
 from django.db.backends.utils import CursorWrapper
 from django.db.models import QuerySet
 
+from dj_queue import key_format
 from dj_queue.annotations import AnyTask
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect
 from dj_queue.exceptions import ArgumentsError, EnqueueError
 from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
-from dj_queue.serialization import storable
+from dj_queue.serialization import describe, storable
 
 BLOCK = "block"
 DISCARD = "discard"
@@ -138,15 +140,15 @@ def _resolve(
     path = task.module_path
     arguments = _bind(task, args, kwargs)
     try:
-        resolved = key(*args, **kwargs) if callable(key) else key.format(**arguments)
+        resolved = key(*args, **kwargs) if callable(key) else key_format.resolve(key, arguments)
     except Exception as error:
-        known = ", ".join(arguments) or "none"
+        known = ", ".join(islice(arguments, 20)) or "none"
         raise ArgumentsError(
-            f"{path}: concurrency_key {key!r} cannot be resolved from the arguments ({known}):"
-            f" {type(error).__name__}: {error}. Name only parameters of the task."
+            f"{path}: concurrency_key {_short(repr(key))} cannot be resolved from the arguments ({_short(known)}):"
+            f" {type(error).__name__}: {_short(describe(error).message)}. Name only parameters of the task."
         ) from error
     if not isinstance(resolved, str) or not 0 < len(resolved) <= _LONGEST_KEY:
-        shown = repr(resolved)[:80]
+        shown = _short(repr(resolved[:80] if isinstance(resolved, str) else resolved), 80)
         raise EnqueueError(
             f"{path}: concurrency_key must resolve to text of 1 to {_LONGEST_KEY} characters, got {shown}."
         )
@@ -155,13 +157,19 @@ def _resolve(
     return resolved
 
 
+def _short(text: str, longest: int = 200) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
 def _bind(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
     context = (None,) if task.takes_context else ()
     signature = _signature(task.func)
     try:
         bound = signature.bind(*context, *args, **kwargs)
     except TypeError as error:
-        raise ArgumentsError(f"{task.module_path} cannot be enqueued with these arguments: {error}.") from error
+        raise ArgumentsError(
+            f"{task.module_path} cannot be enqueued with these arguments: {_short(str(error))}."
+        ) from error
     bound.apply_defaults()
     arguments = dict(bound.arguments)
     if task.takes_context:

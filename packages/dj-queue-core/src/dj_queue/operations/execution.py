@@ -22,6 +22,7 @@ from dj_queue import events
 from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
+from dj_queue.exceptions import NotJSONError, NotUTF8Error
 from dj_queue.models import ClaimedExecution
 from dj_queue.operations import results, transactions
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
@@ -202,8 +203,13 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
         value = task.call(TaskContext(task_result=result), *result.args, **result.kwargs)
     else:
         value = task.call(*result.args, **result.kwargs)
-    job.value = normalize(value, dialect_for(config.database_alias).json_limits)
-    return None if job.value is None else dump(job.value)
+    try:
+        job.value = normalize(value, dialect_for(config.database_alias).json_limits)
+        return None if job.value is None else dump(job.value)
+    except NotJSONError as error:
+        # Exactly the classes that Django's own backends fail with.
+        kind = ValueError if isinstance(error, NotUTF8Error) else TypeError
+        raise kind(f"The task returned what cannot be stored: {error}. Return plain JSON values.") from None
 
 
 # ---- claim ------------------------------------------------------------------------------------------

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 from django.tasks.signals import task_enqueued
+from django.utils import timezone
 
 from dj_queue import events
 from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect, LimitedJob, NewJob, Selector, dialect_for
-from dj_queue.exceptions import ArgumentsError, EnqueueError, NotJSONError, TaskPathError
+from dj_queue.exceptions import (
+    ArgumentsError,
+    EnqueueError,
+    NotJSONError,
+    NotUTF8Error,
+    TaskPathError,
+    UndecodableArgumentsError,
+)
 from dj_queue.identifiers import uuid7
 from dj_queue.models import ClaimedExecution, Job, Process, ScheduledExecution
 from dj_queue.operations import concurrency, execution, results, transactions
@@ -29,7 +38,7 @@ from dj_queue.operations.stored import (
     retry_failed_job,
     retry_failed_jobs,
 )
-from dj_queue.serialization import dump, normalize
+from dj_queue.serialization import describe, dump, is_storable, normalize
 
 __all__ = [
     "claim_ready_jobs",
@@ -50,6 +59,10 @@ __all__ = [
     "tell",
     "write",
 ]
+
+# What every one of the databases holds, less the widest offsets of time zones on both sides.
+_EARLIEST, _LATEST = datetime(1000, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
+_RANGE = "must be a datetime from the year 1000 to the end of 9999, less three days for time zones"
 
 type Call = tuple[AnyTask, Sequence[Any], Mapping[str, Any]]
 
@@ -81,14 +94,15 @@ def prepare(config: BackendConfig, task: AnyTask, args: Sequence[Any], kwargs: M
         payload = {"args": normalize(list(args), limits), "kwargs": normalize(dict(kwargs), limits)}
         text = dump(payload)
     except NotJSONError as error:
-        raise ArgumentsError(
+        kind = UndecodableArgumentsError if isinstance(error, NotUTF8Error) else ArgumentsError
+        raise kind(
             f"{path} cannot be enqueued: in its arguments {error}. Pass plain JSON values: an id instead of"
             " an object, text instead of a date."
         ) from error
     limit = concurrency.limit_of(
         task, payload["args"], payload["kwargs"], default_duration=config.default_concurrency_duration
     )
-    job = NewJob(uuid7(), path, task.queue_name, int(task.priority), text, task.run_after)
+    job = NewJob(uuid7(), path, task.queue_name, int(task.priority), text, _run_after(task, path))
     return PreparedJob(job, task, payload, limit)
 
 
@@ -187,10 +201,13 @@ def claim_ready_jobs(
     process: Process | None = None,
     backend_alias: str = "default",
 ) -> list[Job]:
-    """Claim up to `limit` ready jobs, as a worker with these queue selectors would; return them in order."""
+    """Claim up to `limit` ready jobs, as a worker with these queue selectors would; return them in order.
+
+    Raises `ValueError` for a selector that no queue's name can match.
+    """
     config = backend_config(backend_alias)
     # One selector alone is text, as in a worker's options; and text is a sequence of letters.
-    selectors = [Selector.parse(text) for text in ([queues] if isinstance(queues, str) else queues) or ("*",)]
+    selectors = [_selector(text) for text in ([queues] if isinstance(queues, str) else queues) or ("*",)]
     claimed = execution.claim(config, selectors, limit, process_id=process.pk if process else None)
     found = Job.objects.using(config.database_alias).in_bulk([job.claim.job_id for job in claimed])
     return [found[job.claim.job_id] for job in claimed]
@@ -213,6 +230,15 @@ def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -
     execution.run(job, config, worker=worker)
     execution.announce(execution.finish(config, [job], worker=worker))
     return Job.objects.using(using).get(pk=row.job.id) if config.preserve_finished_jobs else row.job
+
+
+def _selector(text: str) -> Selector:
+    if not is_storable(text):
+        raise ValueError(
+            f"expected a queue name, or the start of one and a final '*', got {ascii(text)[:80]}."
+            " No queue's name has NUL characters or lone surrogates."
+        )
+    return Selector.parse(text)
 
 
 # ---- enqueue ----------------------------------------------------------------------------------------
@@ -279,6 +305,22 @@ def _result(config: BackendConfig, prepared: PreparedJob, at: datetime) -> AnyTa
     job, task, payload, _ = prepared
     variant = results.variant(task, job.queue_name, job.priority, job.run_after, config.alias)
     return results.new(variant, job.id, payload["args"], payload["kwargs"], enqueued_at=at)
+
+
+def _run_after(task: AnyTask, path: str) -> datetime | None:
+    """When the task is to run, as every database and Python can hold it, in whatever time zone it is read."""
+    run_after = task.run_after
+    if run_after is None:
+        return None
+    try:
+        aware = run_after if timezone.is_aware(run_after) else timezone.make_aware(run_after)
+        at = aware.astimezone(UTC)
+    except Exception as error:  # beyond the calendar, a time zone of another's making, or no date at all
+        raise EnqueueError(f"{path} cannot be enqueued: its run_after {_RANGE}: {describe(error).message}.") from error
+    if not _EARLIEST <= at <= _LATEST:
+        raise EnqueueError(f"{path} cannot be enqueued: its run_after {_RANGE}, got {run_after.isoformat()}.")
+    # Without USE_TZ, times are the project's local time.
+    return timezone.make_naive(aware) if timezone.is_aware(run_after) and not settings.USE_TZ else run_after
 
 
 def _require_importable(task: AnyTask, path: str) -> None:

@@ -11,6 +11,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import MAX_QUEUE_NAME, Pause, ReadyExecution
 from dj_queue.operations import transactions
+from dj_queue.serialization import is_storable
 
 
 def size(config: BackendConfig, queue_name: str) -> int:
@@ -45,10 +46,10 @@ def pause(config: BackendConfig, queue_name: str) -> None:
 
     Raises `ValueError` for a name that no queue can have.
     """
-    if not isinstance(queue_name, str) or not 0 < len(queue_name) <= MAX_QUEUE_NAME or "\0" in queue_name:
+    if not is_storable(queue_name) or not 0 < len(queue_name) <= MAX_QUEUE_NAME:
         raise ValueError(
-            f"expected a queue name of 1 to {MAX_QUEUE_NAME} characters, got {queue_name!r}. Name one queue exactly:"
-            " a pause takes no selector."
+            f"expected a queue name of 1 to {MAX_QUEUE_NAME} characters, got {ascii(queue_name)[:80]}. Name one queue"
+            " exactly: a pause takes no selector."
         )
     if is_paused(config, queue_name):
         return
