@@ -1,41 +1,64 @@
-"""What a runner tells its supervisor without a database: its process row, and the last claim that it started.
+"""What a runner tells its supervisor without a database: its process row, the last claim that it started, its end.
 
-It lies in memory that both share, so that it can still be read when the process was killed.
+It lies in memory that both share, so that it can still be read when the process was killed. So does whatever
+a task forks: only the process of the runner itself may write.
 """
 
 import mmap
+import os
 import struct
 
 # Native: each number is written at once, and not byte by byte.
-_IDS = struct.Struct("@qq")
+_NUMBER = struct.Struct("@q")
+_STARTED, _PROCESS, _END = (n * _NUMBER.size for n in range(3))
 
 
 class Board:
-    """Claims are started in the order of their ids, so one number says which were."""
+    """One runner's, from its start to its end: the next one in its place gets a fresh one.
+
+    Claims are started in the order of their ids, so one number says which were.
+    """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, _IDS.size)
+        self._memory = mmap.mmap(-1, 3 * _NUMBER.size)
+        self._writer = os.getpid()
+
+    def take(self) -> None:
+        """From now on this process, and no other, writes here."""
+        self._writer = os.getpid()
 
     @property
     def started_up_to(self) -> int:
-        return self._read()[0]
+        return self._read(_STARTED)
 
     @property
     def process_id(self) -> int | None:
-        """The runner's process row, or None if it never told."""
-        return self._read()[1] or None
+        """The runner's process row, or None if it never told, or has none any more."""
+        return self._read(_PROCESS) or None
 
     @process_id.setter
-    def process_id(self, process_id: int) -> None:
-        _IDS.pack_into(self._memory, 0, self.started_up_to, process_id)
+    def process_id(self, process_id: int | None) -> None:
+        self._write(_PROCESS, process_id or 0)
+
+    @property
+    def end(self) -> int | None:
+        """How the runner said that it ended; None if it said nothing, whatever its exit code."""
+        said = self._read(_END)
+        return said - 1 if said else None
+
+    @end.setter
+    def end(self, end: int) -> None:
+        self._write(_END, end + 1)
 
     def started(self, claim_id: int) -> None:
         """Note a start, before it happens. The caller sees to it that threads do so one at a time."""
         if claim_id > self.started_up_to:
-            _IDS.pack_into(self._memory, 0, claim_id, self._read()[1])
+            self._write(_STARTED, claim_id)
 
-    def clear(self) -> None:
-        _IDS.pack_into(self._memory, 0, 0, 0)
+    def _read(self, offset: int) -> int:
+        number: int = _NUMBER.unpack_from(self._memory, offset)[0]
+        return number
 
-    def _read(self) -> tuple[int, int]:
-        return _IDS.unpack_from(self._memory)
+    def _write(self, offset: int, number: int) -> None:
+        if os.getpid() == self._writer:
+            _NUMBER.pack_into(self._memory, offset, number)

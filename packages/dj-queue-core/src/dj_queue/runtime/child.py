@@ -11,6 +11,7 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from django.db import connections
 
@@ -46,9 +47,10 @@ def fork(plan: Plan, supervisor_id: int | None) -> int:
 
 
 def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
-    code = End.CRASHED
+    end = None
     try:
-        runner = plan.make(supervisor_id)
+        plan.board.take()
+        runner = plan.make(supervisor_id, plan.board)
         runner.parent = supervisor
         title(plan.name)
 
@@ -61,17 +63,27 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         signal.signal(signal.SIGQUIT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
         try:
-            code = runner.run()
+            end = runner.run()
         except Exception as error:
             report(runner.config, error, f"{plan.kind}.run")
     except BaseException:
         logging.getLogger("dj_queue").exception("dj_queue %s crashed", plan.name)
     finally:
-        # Not sys.exit(): what the parent registered to happen at its exit is the parent's alone.
+        _leave(plan, end)
+
+
+def _leave(plan: Plan, end: End | None) -> NoReturn:
+    try:
         logging.shutdown()
         for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(code)
+            if stream is not None:
+                stream.flush()
+        # The last thing of all: until then its threads run on, and what they do to this process is not its word.
+        if end is not None:
+            plan.board.end = end
+    finally:
+        # Not sys.exit(): what the parent registered to happen at its exit is the parent's alone.
+        os._exit(End.CRASHED if end is None else end)
 
 
 def title(name: str) -> None:

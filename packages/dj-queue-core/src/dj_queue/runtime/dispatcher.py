@@ -7,6 +7,7 @@ from typing import Any
 from dj_queue.config import BackendConfig, DispatcherConfig
 from dj_queue.models import Process
 from dj_queue.operations import jobs, maintenance
+from dj_queue.runtime.board import Board
 from dj_queue.runtime.process import Runner
 
 
@@ -14,9 +15,14 @@ class Dispatcher(Runner):
     kind = Process.Kind.DISPATCHER
 
     def __init__(
-        self, config: BackendConfig, options: DispatcherConfig, name: str, supervisor_id: int | None = None
+        self,
+        config: BackendConfig,
+        options: DispatcherConfig,
+        name: str,
+        supervisor_id: int | None = None,
+        board: Board | None = None,
     ) -> None:
-        super().__init__(config, name, supervisor_id)
+        super().__init__(config, name, supervisor_id, board)
         self.options = options
         self._maintain_at = 0.0  # at start, and then at every interval
         self._upkeep: Iterator[int] | None = None

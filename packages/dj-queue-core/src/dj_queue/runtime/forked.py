@@ -44,13 +44,12 @@ class ForkSupervisor(Supervisor):
     def _ended(self) -> list[Ended]:
         ended = []
         for pid in list(self._children):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            if done:
+            how = _reap(pid)
+            if how:
                 plan = self._children.pop(pid)
-                end = _end(status)
-                if end is not End.DRAINED and not self._stopping:
-                    logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, _describe(status))
-                ended.append(Ended(plan, end))
+                if plan.end is not End.DRAINED and not self._stopping:
+                    logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, how)
+                ended.append(Ended(plan, plan.end))
         return ended
 
     def _stop_runners(self) -> None:
@@ -59,11 +58,12 @@ class ForkSupervisor(Supervisor):
         while self._children and time.monotonic() < self._stop_by:
             self._unsettled += self._ended()
             self._wakeup.wait(0.02)
+        self._unsettled += self._ended()
         self._signal_children(signal.SIGKILL)
         for pid, plan in self._children.items():
-            _, status = os.waitpid(pid, 0)
-            if os.WIFEXITED(status):  # just in time
-                self._unsettled.append(Ended(plan, _end(status)))
+            _reap(pid, wait=True)
+            if plan.board.end is not None:  # just in time
+                self._unsettled.append(Ended(plan, plan.end))
                 continue
             logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
             self._unsettled.append(Ended(plan, self._cut_short))
@@ -82,13 +82,13 @@ class ForkSupervisor(Supervisor):
                 os.kill(pid, number)
 
 
-def _end(status: int) -> End:
+def _reap(pid: int, *, wait: bool = False) -> str | None:
+    """How a child has ended, for the log; None while it runs. What became of its jobs is on its board."""
     try:
-        return End(os.waitstatus_to_exitcode(status))
-    except ValueError:  # a signal, or an exit that is not ours
-        return End.CRASHED
-
-
-def _describe(status: int) -> str:
+        done, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
+    except ChildProcessError:  # a hook's or a receiver's os.wait() came first
+        return "exit code unknown"
+    if not done:
+        return None
     code = os.waitstatus_to_exitcode(status)
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

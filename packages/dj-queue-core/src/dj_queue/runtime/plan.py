@@ -10,7 +10,7 @@ from functools import partial
 from dj_queue.config import BackendConfig
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.dispatcher import Dispatcher
-from dj_queue.runtime.process import Runner, backoff
+from dj_queue.runtime.process import End, Runner, backoff
 from dj_queue.runtime.scheduler import Scheduler
 from dj_queue.runtime.worker import Worker
 
@@ -24,11 +24,20 @@ class Plan:
 
     kind: str
     name: str
-    make: Callable[[int | None], Runner]
-    board: Board
+    make: Callable[[int | None, Board], Runner]
+    board: Board  # of who fills it now
     started_at: float = 0.0
     due_at: float = 0.0  # when to fill the place again
     failures: int = field(default=0)
+
+    @property
+    def end(self) -> End:
+        """How the runner ended, as it says itself; who says nothing was ended by something else."""
+        return End.CRASHED if self.board.end is None else End(self.board.end)
+
+    def begin(self) -> None:
+        """Make room for the next: nothing that the last one said counts for it."""
+        self.board = Board()
 
     def started(self) -> None:
         self.started_at = time.monotonic()
@@ -50,8 +59,7 @@ def plans(config: BackendConfig) -> list[Plan]:
     for n, options in enumerate(config.workers, 1):
         for m in range(1, options.processes + 1):
             name = f"worker-{n}-{m}" if options.processes > 1 else f"worker-{n}"
-            board = Board()
-            planned.append(Plan("worker", name, partial(Worker, config, options, name, board=board), board))
+            planned.append(Plan("worker", name, partial(Worker, config, options, name), Board()))
     for n, dispatching in enumerate(config.dispatchers, 1):
         name = f"dispatcher-{n}"
         planned.append(Plan("dispatcher", name, partial(Dispatcher, config, dispatching, name), Board()))

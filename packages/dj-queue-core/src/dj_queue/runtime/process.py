@@ -39,7 +39,10 @@ _LOOK_AFTER_PARENT = 2.0
 
 
 class End(IntEnum):
-    """How a runner ended; the exit code of one that is a process."""
+    """How a runner ended, as it says itself on its board; also the exit code of one that is a process.
+
+    Nothing follows from an exit code alone: a task, or a library that it calls, may end the process with any.
+    """
 
     DRAINED = 0
     CRASHED = 1
@@ -99,6 +102,7 @@ class Runner(ABC):
     def run(self) -> End:
         """Run until stopped. The calling thread owns the queue connection until this returns."""
         self.pid = os.getpid()
+        self.board.take()
         kind = self.kind.lower()
         try:
             self._register_until_stopped()
@@ -135,6 +139,7 @@ class Runner(ABC):
         logger.error("dj_queue %s lost touch with the database, or was pruned: it lets go of its jobs", self.name)
         if self.parent is not None:
             # What its threads run can be ended only with the process.
+            self.board.end = End.LAPSED
             os._exit(End.LAPSED)
         self.end = End.LAPSED
         self.request_stop(hurry=True)
@@ -202,6 +207,7 @@ class Runner(ABC):
     def _deregister(self) -> float:
         assert self.process_id is not None
         processes.deregister(self.config, self.process_id)
+        self.board.process_id = None
         return 0.0
 
     def _rest(self, seconds: float) -> None:

@@ -13,6 +13,7 @@ from dj_queue.exceptions import AlreadyRecorded
 from dj_queue.models import Process, RecurringTask
 from dj_queue.operations import recurring, retention
 from dj_queue.operations.schedule import aware, latest_tick, next_tick
+from dj_queue.runtime.board import Board
 from dj_queue.runtime.process import DATABASE_AWAY, Runner
 from dj_queue.thread_errors import report
 
@@ -36,9 +37,14 @@ class Scheduler(Runner):
     kind = Process.Kind.SCHEDULER
 
     def __init__(
-        self, config: BackendConfig, options: SchedulerConfig, name: str, supervisor_id: int | None = None
+        self,
+        config: BackendConfig,
+        options: SchedulerConfig,
+        name: str,
+        supervisor_id: int | None = None,
+        board: Board | None = None,
     ) -> None:
-        super().__init__(config, name, supervisor_id)
+        super().__init__(config, name, supervisor_id, board)
         self.options = options
         self._next: dict[int, Next] = {}
         self._clean_at = 0.0

@@ -210,7 +210,7 @@ class Supervisor(ABC):
         due = [plan for plan in self._waiting if plan.due_at <= now]
         self._waiting = [plan for plan in self._waiting if plan.due_at > now]
         for plan in due:
-            plan.board.clear()
+            plan.begin()
             self._start_runner(plan)
             plan.started()
 
@@ -231,17 +231,15 @@ class Supervisor(ABC):
     def _settle_one(self, ended: Ended) -> None:
         if self._stopping and ended.end in CUT_SHORT:
             self.unfinished = True
-        if ended.end is End.DRAINED:
-            return
         process_id = ended.plan.board.process_id
-        if process_id is None and self.process_id is not None:
+        if process_id is None and self.process_id is not None and ended.end is not End.DRAINED:
             process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
         if process_id is not None:
             recovery.process_ended(
                 self.config,
                 process_id,
                 started_up_to=ended.plan.board.started_up_to,
-                give_back=ended.end is End.UNFINISHED,
+                give_back=ended.end in (End.DRAINED, End.UNFINISHED),
                 crashed_thread=self.mode == "async",
             )
 

@@ -35,7 +35,7 @@ class AsyncSupervisor(Supervisor):
         self._running_on: list[Ended] = []
 
     def _start_runner(self, plan: Plan) -> None:
-        runner = plan.make(self.process_id)
+        runner = plan.make(self.process_id, plan.board)
         thread = threading.Thread(target=self._run, args=(runner, plan.kind), name=plan.name, daemon=True)
         if plan.failures:
             events.emit("process.replaced", kind=plan.kind, process_name=plan.name)
@@ -45,7 +45,7 @@ class AsyncSupervisor(Supervisor):
     def _ended(self) -> list[Ended]:
         over = [plan for plan, (_, thread) in self._threads.items() if not thread.is_alive()]
         runners = [(plan, self._threads.pop(plan)[0]) for plan in over]
-        return [Ended(plan, runner.end, runner) for plan, runner in runners]
+        return [Ended(plan, plan.end, runner) for plan, runner in runners]
 
     def _stop_runners(self) -> None:
         for runner, _ in self._threads.values():
@@ -125,7 +125,7 @@ class AsyncSupervisor(Supervisor):
 
     def _run(self, runner: Runner, kind: str) -> None:
         try:
-            runner.run()
-        except Exception as error:
+            runner.board.end = runner.run()
+        except BaseException as error:
             runner.end = End.CRASHED
             report(self.config, error, f"{kind}.run")
