@@ -514,7 +514,7 @@ class TestLateFinish:
         assert self.snapshot() == before
         assert ClaimedExecution.objects.get().pk == again.claim.id
         assert len(execution.finish(backend_config(), run([again]), worker=WORKER)) == 1
-        assert default_task_backend.get_result(job_id).attempts == 1
+        assert default_task_backend.get_result(job_id).attempts == 2
 
     def test_frees_no_slot_a_second_time(self):
         process_id = self.register()

@@ -149,6 +149,11 @@ class TestTimeUp:
         assert lines(ran) == ["running"]
         result = default_task_backend.get_result(job_id)
         assert result.status is TaskResultStatus.SUCCESSFUL
+        # The attempt that was cut has left its trace.
+        assert result.worker_ids == ["worker-1", "worker-1"]
+        assert result.attempts == 2
+        assert [error.exception_class_path for error in result.errors] == [EXIT]
+        assert result.started_at < result.last_attempted_at
         assert second.stop() == 0
 
     @MODES

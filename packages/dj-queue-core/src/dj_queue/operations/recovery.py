@@ -1,7 +1,8 @@
 """What becomes of claims whose process is gone.
 
 A job that was started may have done anything: it fails, so that somebody looks at it. A job that
-was not started has done nothing: it goes back to ready.
+was not started has done nothing: it goes back to ready. So does a job that an orderly stop has cut
+short, and that attempt is recorded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, Outcome, dialect_for
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
-from dj_queue.models import ClaimedExecution, Process
+from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process, ReadyExecution
 from dj_queue.operations import concurrency, results, transactions
 from dj_queue.serialization import ErrorRecord
 
@@ -32,6 +33,7 @@ def _record(kind: type[DjQueueError], message: str) -> ErrorRecord:
 
 _EXIT = _record(ProcessExitError, "child process exited")
 _CRASH = _record(ProcessExitError, "runner thread crashed")
+_CUT = _record(ProcessExitError, "the worker was stopped before the task ended: the job was given back")
 _PRUNED = _record(ProcessPrunedError, "process heartbeat expired")
 _MISSING = _record(ProcessMissingError, "process no longer registered at supervisor startup")
 
@@ -56,15 +58,17 @@ def process_ended(
     """Settle the claims of a runner that has ended for certain, and remove its row.
 
     Claims are started in the order of their ids: those above `started_up_to` were not. With
-    `give_back` (an orderly end whose time was up) none counts as started.
+    `give_back` (an orderly end whose time was up) those that were started go back to ready as well, each
+    with one attempt and one error more.
     """
-    error = _CRASH if crashed_thread else _EXIT
+    error = _CUT if give_back else _CRASH if crashed_thread else _EXIT
 
     def started(claim: ClaimedExecution) -> bool:
-        return not give_back and (started_up_to is None or claim.pk <= started_up_to)
+        return started_up_to is None or claim.pk <= started_up_to
 
     def settle(dialect: Dialect, cursor: CursorWrapper) -> Recovered:
-        recovered = _settle(config, dialect, cursor, Q(process_id=process_id), started, error)
+        mine = Q(process_id=process_id)
+        recovered = _settle(config, dialect, cursor, mine, started, error, give_back=give_back)
         Process.objects.using(config.database_alias).filter(pk=process_id).delete()
         return recovered
 
@@ -129,6 +133,8 @@ def _settle(
     condition: Q,
     started: Callable[[ClaimedExecution], bool],
     error: ErrorRecord,
+    *,
+    give_back: bool = False,
 ) -> Recovered:
     """Fail or give back claims; each is fenced by its row, like any other finish."""
     claims = (
@@ -148,11 +154,42 @@ def _settle(
         mine = {claim.pk: claim for claim in lost if _worker(claim) == worker}
         outcomes = [Outcome(pk, claim.job.id, claim.created_at, None, error) for pk, claim in mine.items()]
         _, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=True)
+        if give_back:
+            recovered.released += _put_back(config, dialect, cursor, [mine[claim_id] for claim_id in sorted(kept)])
+            continue
         keys += [mine[claim_id].job.concurrency_key for claim_id in kept]
         recovered.failed += [str(mine[claim_id].job.id) for claim_id in kept]
     # All at once: semaphores are locked in the order of their keys.
     recovered.unblocked = concurrency.release(config, dialect, cursor, keys)
     return recovered
+
+
+def _put_back(config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, cut: Sequence[ClaimedExecution]) -> int:
+    """Make jobs ready that were just recorded as failed: each at its old place, with the slot that it has."""
+    using = config.database_alias
+    rows = FailedExecution.objects.using(using).filter(job_id__in=[claim.job_id for claim in cut])
+    failed = {row.job_id: row for row in rows}
+    cut = [claim for claim in cut if claim.job_id in failed]  # a job may have been deleted meanwhile
+    for claim in cut:
+        row = failed[claim.job_id]
+        claim.job.errors = [*(claim.job.errors or []), [row.exception_class, row.traceback]]
+    rows.delete()
+    Job.objects.using(using).bulk_update([claim.job for claim in cut], ["errors"])
+    ReadyExecution.objects.using(using).bulk_create(
+        ReadyExecution(
+            id=claim.position,
+            job=claim.job,
+            backend_alias=claim.job.backend_alias,
+            queue_name=claim.job.queue_name,
+            priority=claim.job.priority,
+            concurrency_key=claim.job.concurrency_key,
+            created_at=claim.created_at,
+        )
+        for claim in cut
+    )
+    if cut and config.listen_notify:
+        dialect.notify(cursor, config.alias)
+    return len(cut)
 
 
 def _worker(claim: ClaimedExecution) -> str:
