@@ -15,6 +15,7 @@ from typing import NoReturn
 
 from django.db import connections
 
+from dj_queue.runtime import signals
 from dj_queue.runtime.plan import Plan
 from dj_queue.runtime.process import End
 from dj_queue.thread_errors import report
@@ -38,9 +39,10 @@ def fork(plan: Plan, supervisor_id: int | None) -> int:
     # A signal that arrives before the child has handlers of its own must wait for them.
     signal.pthread_sigmask(signal.SIG_BLOCK, _HANDLED)
     try:
-        pid = os.fork()
-        if pid == 0:
-            _run(plan, supervisor_id, supervisor)
+        with signals.own_fork():
+            pid = os.fork()
+            if pid == 0:
+                _run(plan, supervisor_id, supervisor)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     return pid
@@ -57,11 +59,10 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         def asked(number: int, frame: FrameType | None) -> None:
             runner.request_stop(hurry=number == HURRY)
 
-        signal.signal(signal.SIGTERM, asked)
-        signal.signal(HURRY, asked)
-        signal.signal(signal.SIGINT, _ignore_terminal)
-        signal.signal(signal.SIGQUIT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
+        # Ctrl-C reaches the whole process group; the supervisor passes it on, once.
+        signals.install(
+            {signal.SIGTERM: asked, HURRY: asked, signal.SIGINT: signals.ignore, signal.SIGQUIT: signal.SIG_DFL}
+        )
         try:
             end = runner.run()
         except Exception as error:
@@ -93,10 +94,6 @@ def title(name: str) -> None:
     except ImportError:
         with suppress(OSError):  # Linux alone has it; it keeps 15 characters
             Path(f"/proc/{os.getpid()}/comm").write_text(name)
-
-
-def _ignore_terminal(number: int, frame: FrameType | None) -> None:
-    """Ctrl-C reaches the whole process group; the supervisor passes it on, once."""
 
 
 def close_connections() -> None:

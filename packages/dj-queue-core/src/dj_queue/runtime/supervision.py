@@ -23,7 +23,7 @@ from dj_queue import hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery
-from dj_queue.runtime import session
+from dj_queue.runtime import session, signals
 from dj_queue.runtime.child import title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
@@ -146,8 +146,8 @@ class Supervisor(ABC):
         Raises `RuntimeError` if the pidfile names a living process.
         """
         with pidfile(self.config.supervisor_pidfile if self.standalone else None):
-            interrupted = self._asked if heed_interrupts else signal.SIG_IGN
-            handlers: dict[int, Any] = {
+            interrupted = self._asked if heed_interrupts else signals.ignore
+            handlers: dict[int, signals.Handler] = {
                 signal.SIGTERM: self._asked,
                 signal.SIGINT: interrupted,
                 signal.SIGQUIT: self._quit,
@@ -155,16 +155,15 @@ class Supervisor(ABC):
             if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
                 # Inherited from whoever started this; and nobody can wait for children that are ignored.
                 handlers[signal.SIGCHLD] = signal.SIG_DFL
-            before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
             try:
+                signals.install(handlers)
                 self.start()
                 while not self._stopping:
                     self.poll_once()
                     self._wakeup.wait(self.polling_interval)
             finally:
                 self.stop()
-                for number, handler in before.items():
-                    signal.signal(number, handler)
+                signals.restore()
         return End.UNFINISHED if self.unfinished else End.DRAINED
 
     def leave(self, end: End) -> NoReturn:
