@@ -2,7 +2,8 @@
 
 The database is a SQLite file that is gone afterwards; `DJ_QUEUE_EXAMPLES_DATABASE` may hold an entry of
 `DATABASES` as JSON instead. An example that shows a queue database sets `DJ_QUEUE_EXAMPLES_QUEUE_DATABASE`: that is
-then a second SQLite file, or an entry as JSON.
+then a second SQLite file, or an entry as JSON. One that shows several backends names the others, as JSON, in
+`DJ_QUEUE_EXAMPLES_TASKS`.
 """
 
 import atexit
@@ -35,8 +36,12 @@ def _databases() -> dict[str, Any]:
 
 
 def _options(databases: dict[str, Any]) -> dict[str, Any]:
-    options = json.loads(os.environ.get("DJ_QUEUE_EXAMPLES_OPTIONS", "{}"))
+    options = _given("DJ_QUEUE_EXAMPLES_OPTIONS")
     return {"database_alias": "queue", **options} if "queue" in databases else dict(options)
+
+
+def _given(variable: str) -> Any:
+    return json.loads(os.environ.get(variable, "{}"))
 
 
 def _database(variable: str) -> dict[str, Any]:
@@ -65,7 +70,7 @@ def setup() -> None:
         SECRET_KEY="examples",
         ALLOWED_HOSTS=["127.0.0.1"],
         USE_TZ=True,
-        INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue"],
+        INSTALLED_APPS=["django.contrib.contenttypes", "dj_queue", *_given("DJ_QUEUE_EXAMPLES_APPS")],
         DEFAULT_AUTO_FIELD="django.db.models.BigAutoField",
         DATABASES=databases,
         ROOT_URLCONF="urls",
@@ -75,7 +80,8 @@ def setup() -> None:
                 "BACKEND": "dj_queue.backend.DjQueueBackend",
                 "QUEUES": [],
                 "OPTIONS": _options(databases),
-            }
+            },
+            **_given("DJ_QUEUE_EXAMPLES_TASKS"),
         },
         # The examples print failures themselves.
         LOGGING={"version": 1, "disable_existing_loggers": False, "loggers": {"django.tasks": {"level": "CRITICAL"}}},
@@ -84,9 +90,16 @@ def setup() -> None:
 
 
 @contextmanager
-def runtime(*arguments: str, **options: Any) -> Iterator[None]:
-    """Run `manage.py dj_queue` in a process of its own, with these options, until the block ends."""
-    environment = {**os.environ, "DJ_QUEUE_EXAMPLES_OPTIONS": json.dumps(options)}
+def runtime(*arguments: str, app: str | None = None, **options: Any) -> Iterator[None]:
+    """Run `manage.py dj_queue` in a process of its own, with these options, until the block ends.
+
+    `app` is one more of its `INSTALLED_APPS`: an example that registers hooks.
+    """
+    environment = {
+        **os.environ,
+        "DJ_QUEUE_EXAMPLES_OPTIONS": json.dumps(options),
+        "DJ_QUEUE_EXAMPLES_APPS": json.dumps([app] if app else []),
+    }
     process = subprocess.Popen(
         [sys.executable, __file__, "dj_queue", *arguments], env=environment, stdout=subprocess.DEVNULL
     )
@@ -111,6 +124,15 @@ def serve(server: str, *arguments: str) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(15)
+
+
+def shared_file() -> Path:
+    """A file, empty at first, for the example and the processes of its runtime."""
+    if "DJ_QUEUE_EXAMPLES_FILE" not in os.environ:
+        handle, os.environ["DJ_QUEUE_EXAMPLES_FILE"] = tempfile.mkstemp(prefix="dj-queue-example-")
+        os.close(handle)
+        atexit.register(os.unlink, os.environ["DJ_QUEUE_EXAMPLES_FILE"])
+    return Path(os.environ["DJ_QUEUE_EXAMPLES_FILE"])
 
 
 def get(url: str) -> str:
@@ -145,6 +167,8 @@ def _answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
+# In the runtime this file is the main module. An example that it imports finds it under its own name, too.
+sys.modules.setdefault("project", sys.modules[__name__])
 setup()
 if __name__ == "__main__":
     call_command(*sys.argv[1:])

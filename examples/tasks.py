@@ -3,8 +3,10 @@
 import asyncio
 import os
 import time
+from datetime import timedelta
 
 from django.tasks import TaskContext, task
+from django.utils import timezone
 
 from dj_queue.api import concurrency
 
@@ -40,6 +42,25 @@ def describe(context: TaskContext, name):
     return f"{name} is attempt {context.attempt}"
 
 
+@task(takes_context=True)
+def sometimes(context: TaskContext, succeeds_at):
+    if context.attempt < succeeds_at:
+        raise ConnectionError("the other side is away")
+    return f"attempt {context.attempt} got through"
+
+
+@task
+def call(number, tries=3):
+    """Tries again by itself, later and later: the next try is a job of its own."""
+    try:
+        raise ConnectionError("engaged")
+    except ConnectionError:
+        if tries == 1:
+            raise
+        pause = timedelta(seconds=0.1 * 2 ** (3 - tries))
+        return call.using(run_after=timezone.now() + pause).enqueue(number, tries - 1).id
+
+
 @task
 def charge(order_id, amount):
     if amount < 0:
@@ -60,3 +81,13 @@ def sync_account(account_id, action):
 def build_report(name):
     time.sleep(0.2)
     return f"{name} was built"
+
+
+def day_of(report):
+    return f"import:{report['day']}"
+
+
+@task
+@concurrency(key=day_of, on_conflict="discard")
+def import_report(report):
+    return f"{report['rows']} rows of {report['day']}"

@@ -44,6 +44,79 @@ PRINTS = {
         "after a retry: 2 attempts, 2 errors",
         "discarded: 1",
     ],
+    "ex10_basic_enqueue_errors": [
+        "a date: ArgumentsError",
+        "a set: ArgumentsError",
+        "a float: ArgumentsError",
+        "no action: refused",
+        "one of two: refused, and 0 stored",
+        "InvalidTask: priority must be a whole number between -100 and 100.",
+    ],
+    "ex11_basic_failed_jobs": [
+        "2 x builtins.ConnectionError: the other side is away",
+        "1 x builtins.ValueError: order 1: -5 is no amount",
+        "1 x builtins.ValueError: order 2: -7 is no amount",
+        "retried 2; failed now: 2",
+        "retried all: 2",
+        "the copy has an id of its own: True",
+        "discarded 3; failed now: 0",
+    ],
+    "ex12_basic_attempts": [
+        "FAILED after 1 attempt: builtins.ConnectionError",
+        "SUCCESSFUL: attempt 2 got through",
+        "2 attempts, 1 error",
+        "the last one began after the first: True",
+        "first try: SUCCESSFUL",
+        "second try: SUCCESSFUL",
+        "third try: FAILED",
+    ],
+    "ex13_basic_dynamic_recurring": [
+        "report_41: 0 6 * * *, in Asia/Tokyo",
+        "report_42: * * * * * *, in the TIME_ZONE of the project",
+        "refused, and still 2 tasks",
+        "unscheduled: 1 and then 0",
+        "ran: the report of customer 42",
+        "left: report_41",
+    ],
+    "ex14_basic_transactions": [
+        "after a rollback: 0 jobs",
+        "after a savepoint's rollback and a commit: 1 job",
+        "order 2 was placed; order 3 was placed",
+    ],
+    "ex15_basic_testing": [
+        "passed: 1_a_task_is_a_function",
+        "passed: 2_what_was_enqueued",
+        "passed: 3_run_at_once",
+        "passed: 4_stored_claimed_and_run_as_in_production",
+        "jobs left in the database: 0",
+    ],
+    "ex16_advanced_singletons": [
+        "at once: READY SUCCESSFUL SUCCESSFUL READY",
+        "1 attempts: 10 rows of Monday",
+        "0 attempts: None",
+        "0 attempts: None",
+        "1 attempts: 40 rows of Tuesday",
+        "1 attempts: 50 rows of Monday",
+    ],
+    "ex17_advanced_hooks": [
+        "supervisor: start, 1 workers",
+        "supervisor: stop",
+        "supervisor: exit",
+        "worker: start, 3 threads",
+        "worker: stop",
+        "worker: exit",
+    ],
+    "ex18_advanced_runtime_errors": [
+        "on_thread_error heard: RuntimeError: the metrics server is away",
+        "the jobs: SUCCESSFUL, FAILED",
+    ],
+    "ex19_advanced_retention": [
+        "would delete 2 finished jobs, 1 failed jobs, and 0 recurring executions",
+        "deleted 1 finished jobs, 0 failed jobs, and 0 recurring executions",
+        "left: tasks.charge tasks.note",
+        "after the scheduler: 0 jobs",
+        "a job that is not preserved leaves no result",
+    ],
     "ex20_advanced_concurrency": [
         "ready: 3, blocked: 2",
         "in order: first, second, third",
@@ -56,6 +129,21 @@ PRINTS = {
         "after resuming: SUCCESSFUL",
         "queues: ['orders']",
         "cleared: 1, size: 0",
+    ],
+    "ex22_advanced_backends": [
+        "inline: SUCCESSFUL",
+        "ready: default 1 mail 1",
+        "mail: SUCCESSFUL, default: READY",
+        "default does not know the letter",
+        "TASKS[\"inline\"] has the BACKEND 'django.tasks.backends.immediate.ImmediateBackend'",
+    ],
+    "ex23_advanced_yaml": [
+        "dispatcher-1",
+        "scheduler-1",
+        "worker-1 ['email', 'reports*'] 2",
+        "worker-2 ['*'] 1",
+        "worker-1 ['*'] 5 in mode async",
+        "/dj_queue.yml: workers.threds: expected a known option, got 4; did you mean 'threads'?",
     ],
     "ex24_advanced_multi_db": [
         "on the queue's database, dj-queue's tables alone: True",
@@ -91,6 +179,7 @@ PRINTS = {
 def test_every_example_is_here_and_in_the_index() -> None:
     index = (ROOT / "examples" / "README.md").read_text()
     assert sorted(PRINTS) == EXAMPLES
+    assert [int(name[2:4]) for name in EXAMPLES] == list(range(1, len(EXAMPLES) + 1))
     assert re.findall(r"^\| \[(\w+)\]", index, re.MULTILINE) == EXAMPLES
 
 
