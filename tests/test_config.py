@@ -486,13 +486,22 @@ def test_the_error_callback_is_not_imported_before_the_apps_are_ready(monkeypatc
     [
         ({"process_alive_threshold": 60}, "which is 60, got 60"),
         ({"process_heartbeat_interval": 400}, "which is 400, got 300"),
+        ({"process_heartbeat_interval": 250}, "which is 250, got 300"),
         ({"process_heartbeat_interval": 2, "process_alive_threshold": 1}, "which is 2, got 1"),
+        ({"process_heartbeat_interval": 2, "process_alive_threshold": 2.1}, "which is 2, got 2.1"),
+        ({"process_heartbeat_interval": 2, "process_alive_threshold": 2.9}, "which is 2, got 2.9"),
     ],
 )
-def test_the_threshold_exceeds_the_heartbeat(options, got):
+def test_the_lease_outlasts_the_time_between_two_heartbeats(options, got):
     assert mistakes(options) == [
-        f'{HOME}["process_alive_threshold"]: expected more than process_heartbeat_interval, {got}'
+        f'{HOME}["process_alive_threshold"]: expected at least 1.5 times process_heartbeat_interval, {got}'
+        " (a runner would let go of its jobs between two heartbeats)"
     ]
+
+
+def test_the_least_threshold_is_accepted():
+    assert load({"process_heartbeat_interval": 2, "process_alive_threshold": 3}).process_alive_threshold == 3
+    assert load({"process_heartbeat_interval": 200}).process_alive_threshold == 300
 
 
 def test_a_broken_heartbeat_is_told_once():

@@ -11,7 +11,7 @@ from django.core.signals import setting_changed
 
 from dj_queue.config import sources
 from dj_queue.config.mistakes import Mistakes, Place
-from dj_queue.config.model import BackendConfig, Overrides
+from dj_queue.config.model import LEAST_BEATS, BackendConfig, Overrides
 from dj_queue.config.options import Given, merge, read_values
 from dj_queue.config.readers import known_databases
 
@@ -161,13 +161,14 @@ def _check_liveness(
     heartbeat, threshold = "process_heartbeat_interval", "process_alive_threshold"
     if any(key in given and key not in values for key in (heartbeat, threshold)):
         return  # One of them is wrong in itself.
-    if config.process_alive_threshold > config.process_heartbeat_interval:
+    if config.process_alive_threshold >= config.process_heartbeat_interval * LEAST_BEATS:
         return
     place = sources.options_place(config.alias).at(threshold)
     if threshold in given:
         place = given[threshold].place
-    expected = f"more than {heartbeat}, which is {config.process_heartbeat_interval}"
-    mistakes.add(place, expected, config.process_alive_threshold)
+    expected = f"at least {LEAST_BEATS:g} times {heartbeat}, which is {config.process_heartbeat_interval}"
+    note = "a runner would let go of its jobs between two heartbeats"
+    mistakes.add(place, expected, config.process_alive_threshold, note)
 
 
 def _check_something_starts(config: BackendConfig, mistakes: Mistakes) -> None:

@@ -5,6 +5,10 @@ from typing import Any, Literal
 
 type Mode = Literal["fork", "async"]
 
+# A runner believes that it is alive for nine tenths of the threshold (see runtime/lease.py). Within them the
+# next heartbeat has to arrive, and a second try where the first one fails.
+LEAST_BEATS = 1.5
+
 
 @dataclass(frozen=True, slots=True)
 class WorkerConfig:
