@@ -29,6 +29,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "the database does not say in JSON what a statement has read",
     ),
+    "vacuum": (
+        lambda: connection.vendor == "postgresql",
+        "the database has no vacuum that an operator looks after",
+    ),
     "NUL in JSON": (
         lambda: dialect_for("default").json_limits.nul,
         "the database refuses NUL characters in JSON",
