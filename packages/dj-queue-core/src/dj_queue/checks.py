@@ -9,6 +9,7 @@
     dj_queue.W002  An earlier router answers for dj-queue's tables.
     dj_queue.W003  The configured processes may open more connections than the server allows.
     dj_queue.W004  A process may need more connections than Django's pool holds.
+    dj_queue.W005  DJ_QUEUE_CONFIG names a file for one alias, and there are several.
 
 `manage.py check --tag dj_queue` runs these alone. W003 opens a connection, so a plain `manage.py check` leaves
 it out: it comes with `--database default`, and before `migrate`.
@@ -26,7 +27,15 @@ from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, Error, router
 
-from dj_queue.config import BackendConfig, database_aliases, load_config, managed_aliases, observability_token
+from dj_queue.config import (
+    BackendConfig,
+    database_aliases,
+    flat_file,
+    managed_aliases,
+    observability_token,
+    process_config,
+    usual_alias,
+)
 from dj_queue.runtime import budget
 
 TAG = "dj_queue"
@@ -44,6 +53,7 @@ def register() -> None:
     """Add all checks to Django's. `AppConfig.ready()` calls this."""
     for check in (
         check_configuration,
+        check_flat_file,
         check_router,
         check_databases,
         check_distributions,
@@ -59,11 +69,29 @@ def check_configuration(app_configs: object = None, **kwargs: Any) -> list[Check
     found: list[CheckMessage] = []
     for alias in managed_aliases():
         try:
-            load_config(alias)
+            process_config(alias)
         except ImproperlyConfigured as error:
             hint = f"Until then, enqueueing on {alias!r} and `manage.py dj_queue` raise this error."
             found.append(checks.Error(str(error), hint=hint, id="dj_queue.E001"))
     return found
+
+
+def check_flat_file(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    aliases = managed_aliases()
+    file = flat_file()
+    if file is None or len(aliases) < 2:
+        return []
+    usual = usual_alias()
+    whose = f"to {usual!r} alone" if usual else "to none of them"
+    return [
+        checks.Warning(
+            f"DJ_QUEUE_CONFIG names {file!r}, whose options are for one alias, and TASKS gives dj-queue"
+            f" {_quoted(aliases)}. Processes that are not told an alias apply it {whose};"
+            " `manage.py dj_queue --backend ALIAS` applies it to that one.",
+            hint="Put the options below `backends:` and the name of their alias, so that all processes agree.",
+            id="dj_queue.W005",
+        )
+    ]
 
 
 def check_router(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -174,7 +202,7 @@ def _readable() -> list[BackendConfig]:
     found = []
     for alias in managed_aliases():
         with suppress(ImproperlyConfigured):
-            found.append(load_config(alias))
+            found.append(process_config(alias))
     return found
 
 

@@ -5,6 +5,8 @@
     readers    one small reader for each kind of value
     recurring  the readers that only recurring tasks need
     options    the table of options: which reader reads which key
+    overrides  the readers of what code gives in place of a command line
+    files      a YAML file, read within bounds
     sources    where values come from: settings, YAML, environment, command line
     monitoring the token of `dj_queue.urls`
     current    the configuration this process uses
@@ -17,8 +19,10 @@ from dj_queue.config.current import (
     activate,
     backend_config,
     database_aliases,
+    flat_file,
     load_config,
     migrated_aliases,
+    process_config,
     reset,
     usual_database,
 )
@@ -32,7 +36,7 @@ from dj_queue.config.model import (
 )
 from dj_queue.config.monitoring import observability_token
 from dj_queue.config.recurring import read_recurring_task, schedule_mistake
-from dj_queue.config.sources import BACKEND_PATH, managed_aliases
+from dj_queue.config.sources import BACKEND_PATH, managed_aliases, usual_alias
 
 __all__ = [
     "BACKEND_PATH",
@@ -45,12 +49,15 @@ __all__ = [
     "activate",
     "backend_config",
     "database_aliases",
+    "flat_file",
     "load_config",
     "managed_aliases",
     "migrated_aliases",
     "observability_token",
+    "process_config",
     "read_recurring_task",
     "reset",
     "schedule_mistake",
+    "usual_alias",
     "usual_database",
 ]

@@ -10,9 +10,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from dj_queue.config import sources
+from dj_queue.config.files import read_yaml
 from dj_queue.config.mistakes import Mistakes, Place
 from dj_queue.config.model import LEAST_BEATS, BackendConfig, Overrides
 from dj_queue.config.options import Given, merge, read_values
+from dj_queue.config.overrides import read_overrides
 from dj_queue.config.readers import known_databases
 
 # Everything read so far. Replaced whole, never emptied: a thread that is still loading what has
@@ -21,6 +23,7 @@ _configs: dict[str, BackendConfig] = {}
 _activated: dict[str, BackendConfig] = {}
 _databases: "_Databases | None" = None
 _shared_file: str | None = None
+_selected: str | None = None  # by the command; see `sources.usual_alias` for the others
 
 
 class _Databases(NamedTuple):
@@ -33,18 +36,21 @@ def load_config(
     alias: str = "default",
     *,
     tasks: Mapping[str, Any] | None = None,
-    overrides: Overrides | None = None,
+    overrides: Overrides | Mapping[str, Any] | None = None,
     env: Mapping[str, str] | None = None,
+    selected: bool = True,
 ) -> BackendConfig:
     """Read the configuration of one alias afresh.
 
     Each top-level option comes whole from the first source that has it: command line,
-    environment, YAML file, settings, defaults. Raises `ImproperlyConfigured` with all mistakes.
+    environment, YAML file, settings, defaults. A YAML file without `backends:` counts for the alias
+    that is `selected` alone. Raises `ImproperlyConfigured` with all mistakes.
     """
-    overrides = overrides or Overrides()
     sources.require_managed(alias, tasks)
     mistakes = Mistakes()
-    found = sources.read_sources(alias, tasks, overrides, os.environ if env is None else env, mistakes)
+    overrides = read_overrides(overrides, mistakes)
+    env = os.environ if env is None else env
+    found = sources.read_sources(alias, tasks, overrides, env, mistakes, selected=selected)
     given = merge(found.layers, mistakes)
     values = read_values(given, mistakes)
     config = BackendConfig(
@@ -66,13 +72,33 @@ def backend_config(alias: str = "default") -> BackendConfig:
     config = configs.get(alias)
     if config is not None:
         return config
-    return configs.setdefault(alias, load_config(alias, overrides=_governing()))
+    return configs.setdefault(alias, process_config(alias))
+
+
+def process_config(alias: str, *, mode: str | None = None) -> BackendConfig:
+    """Read the configuration of an alias afresh, as this process has it: its file, its selected alias.
+
+    Raises `ImproperlyConfigured` with all mistakes.
+    """
+    overrides = Overrides(mode=mode, config_file=_shared_file)
+    return load_config(alias, overrides=overrides, selected=_is_selected(alias))
+
+
+def flat_file() -> str | None:
+    """The file of DJ_QUEUE_CONFIG, if it has options for one alias, and so does not say for which."""
+    path = os.environ.get("DJ_QUEUE_CONFIG")
+    if not path:
+        return None
+    place = Place(path, yaml=True)
+    content = read_yaml(path, place, place, Mistakes())
+    return path if isinstance(content, Mapping) and content and "backends" not in content else None
 
 
 def activate(config: BackendConfig) -> None:
     """Let `config` govern this process, as the command does with what its flags say."""
-    global _activated, _configs, _databases, _shared_file
+    global _activated, _configs, _databases, _selected, _shared_file
     _shared_file = config.config_file or _shared_file
+    _selected = config.alias
     _activated = {**_activated, config.alias: config}
     _configs = dict(_activated)  # The other aliases may now read another file.
     _databases = None
@@ -80,7 +106,8 @@ def activate(config: BackendConfig) -> None:
 
 def reset() -> None:
     """Forget everything that was read or activated."""
-    global _activated, _configs, _databases, _shared_file
+    global _activated, _configs, _databases, _selected, _shared_file
+    _selected = None
     _activated = {}
     _configs = {}
     _databases = None
@@ -128,7 +155,9 @@ def _aliases_of(alias: str) -> tuple[Any, Any]:
         return _configs[alias].database_alias, _configs[alias].listen_database_alias
     ignored = Mistakes()
     try:
-        layers = sources.read_sources(alias, None, _governing(), os.environ, ignored).layers
+        overrides = Overrides(config_file=_shared_file)
+        found = sources.read_sources(alias, None, overrides, os.environ, ignored, selected=_is_selected(alias))
+        layers = found.layers
     except ImproperlyConfigured:
         layers = (sources.settings_layer(alias, None, ignored),)
     given = merge(layers, ignored)
@@ -136,8 +165,8 @@ def _aliases_of(alias: str) -> tuple[Any, Any]:
     return queue.value if queue else "default", listener.value if listener else None
 
 
-def _governing() -> Overrides:
-    return Overrides(config_file=_shared_file)
+def _is_selected(alias: str) -> bool:
+    return alias == (_selected or sources.usual_alias())
 
 
 def _narrowed(config: BackendConfig, overrides: Overrides, mistakes: Mistakes) -> BackendConfig:

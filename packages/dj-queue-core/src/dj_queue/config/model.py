@@ -1,5 +1,6 @@
 """What a valid configuration is. The defaults live here and nowhere else."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -97,10 +98,12 @@ class BackendConfig:
 
 @dataclass(frozen=True, slots=True)
 class Overrides:
-    """What the command line says. It beats every other source."""
+    """What the command line says, or code in its place. It beats every other source."""
 
     mode: str | None = None
     config_file: str | None = None
     only_work: bool = False
     only_dispatch: bool = False
     skip_recurring: bool | None = None
+    # Values of options by their names, which only code can give.
+    options: Mapping[str, Any] = field(default_factory=dict)

@@ -19,6 +19,7 @@ type Reader = Callable[[Any, Place, Mistakes], Any]
 
 # A hundred years. Beyond it, dates and the waits of the operating system overflow.
 _LONGEST = 100 * 365 * 86400
+_LARGEST = 2**31 - 1  # what every database holds as an integer
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,11 +29,13 @@ class Scalar:
     expected: str
     accepts: Callable[[Any], bool]
     convert: Callable[[Any], Any] = lambda value: value
+    # What is wrong with a value, where that is not plain from the two.
+    note: Callable[[Any], str] = lambda value: ""
 
     def __call__(self, value: Any, place: Place, mistakes: Mistakes) -> Any:
         if self.accepts(value):
             return self.convert(value)
-        mistakes.add(place, self.expected, value)
+        mistakes.add(place, self.expected, value, self.note(value))
         return None
 
 
@@ -44,13 +47,18 @@ def _is_number(value: Any) -> bool:
 def whole(minimum: int, maximum: int | None = None) -> Scalar:
     """A whole number, also where it is written as 3.0."""
     bounds = f">= {minimum}" if maximum is None else f"from {minimum} to {maximum}"
+    most = _LARGEST if maximum is None else maximum
 
     def accepts(value: Any) -> bool:
         if not _is_number(value) or (isinstance(value, float) and not value.is_integer()):
             return False
-        return bool(minimum <= value and (maximum is None or value <= maximum))
+        return bool(minimum <= value <= most)
 
-    return Scalar(f"a whole number {bounds}", accepts, int)
+    def note(value: Any) -> str:
+        too_large = maximum is None and isinstance(value, int) and value > most
+        return f"the largest is {most}" if too_large else ""
+
+    return Scalar(f"a whole number {bounds}", accepts, int, note)
 
 
 # Comparing with both bounds also refuses NaN and the infinities.
@@ -79,7 +87,7 @@ def is_text(value: Any) -> bool:
 text = Scalar("a string", is_text)
 file_path = Scalar(
     "a file path",
-    lambda value: isinstance(value, str | os.PathLike) and isinstance(os.fspath(value), str),
+    lambda value: isinstance(value, str | os.PathLike) and is_text(os.fspath(value)),
     os.fspath,
 )
 
@@ -96,6 +104,7 @@ def optional(scalar: Scalar) -> Scalar:
         f"{scalar.expected}, or None",
         lambda value: value is None or scalar.accepts(value),
         lambda value: None if value is None else scalar.convert(value),
+        scalar.note,
     )
 
 

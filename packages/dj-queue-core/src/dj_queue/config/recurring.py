@@ -41,6 +41,11 @@ def schedule_mistake(expression: str) -> str | None:
     return None
 
 
+# MySQL's JSON nests no deeper. What is wanted beyond these belongs into the task.
+_DEEPEST = 100
+_MOST_VALUES = 10_000
+_MOST_BITS = 4096  # Python refuses to write some longer ones in digits
+
 _schedule_text = short_text(255)
 
 
@@ -67,25 +72,34 @@ zone = optional(Scalar("a time zone such as 'Europe/Berlin'", _is_zone))
 
 
 def _is_json(value: Any) -> bool:
-    try:
-        return _is_plain(value)
-    except RecursionError:
-        return False
-
-
-def _is_plain(value: Any) -> bool:
-    match value:
-        case None | bool() | int():
-            return True
-        case float():
-            return math.isfinite(value)
-        case str():
-            return is_text(value)
-        case Mapping():
-            return all(is_text(key) and _is_plain(item) for key, item in value.items())
-        case list() | tuple():
-            return all(map(_is_plain, value))
-    return False
+    """Whether JSON holds it, and every database that JSON: not too deep, not endless, and no cycle."""
+    left = [(value, 1)]
+    count = 0
+    while left:
+        value, depth = left.pop()
+        count += 1
+        if depth > _DEEPEST or count > _MOST_VALUES:
+            return False
+        match value:
+            case None | bool():
+                continue
+            case int():
+                fits = value.bit_length() <= _MOST_BITS
+            case float():
+                fits = math.isfinite(value)
+            case str():
+                fits = is_text(value)
+            case Mapping():
+                fits = all(map(is_text, value))
+                left += ((item, depth + 1) for item in value.values())
+            case list() | tuple():
+                fits = True
+                left += ((item, depth + 1) for item in value)
+            case _:
+                fits = False
+        if not fits:
+            return False
+    return True
 
 
 def _as_stored(value: Any) -> Any:
@@ -130,6 +144,8 @@ def recurring(value: Any, place: Place, mistakes: Mistakes) -> Any:
         return None
     tasks = []
     for key, item in value.items():
+        if mistakes.full:
+            break
         if not _key.accepts(key):
             mistakes.add(place, f"every key to be {_key.expected}", key)
         read_task = section(partial(RecurringConfig, key), _FIELDS, _REQUIRED)

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
-from dj_queue.config.mistakes import Mistakes, Place, listed, nearest
+from dj_queue.config.files import read_yaml
+from dj_queue.config.mistakes import Mistakes, Place, listed, nearest, shown
 from dj_queue.config.model import Overrides
 from dj_queue.config.options import Given, Layer
+from dj_queue.config.overrides import PLACE as OVERRIDES
 
 BACKEND_PATH = "dj_queue.backend.DjQueueBackend"
 
@@ -34,6 +36,14 @@ def managed_aliases(tasks: Mapping[str, Any] | None = None) -> tuple[str, ...]:
     return tuple(alias for alias in entries if _backend(entries[alias]) == BACKEND_PATH)
 
 
+def usual_alias() -> str | None:
+    """The alias that a process selects which was given none: `default`, if that is dj-queue's, or the only one."""
+    managed = managed_aliases()
+    if "default" in managed:
+        return "default"
+    return managed[0] if len(managed) == 1 else None
+
+
 def require_managed(alias: str, tasks: Mapping[str, Any] | None = None) -> None:
     entries = _entries(tasks)
     managed = managed_aliases(tasks)
@@ -55,15 +65,21 @@ def read_sources(
     overrides: Overrides,
     env: Mapping[str, str],
     mistakes: Mistakes,
+    *,
+    selected: bool,
 ) -> Sources:
-    """Collect what is said about `alias`, unread. Raises at once if a file is unusable."""
-    from_file, shared_file = _file_layer(alias, _entries(tasks), overrides, env, mistakes)
+    """Collect what is said about `alias`, unread. Raises at once if a file is unusable.
+
+    A file without `backends:` speaks for the alias that is `selected`, and for no other.
+    """
+    from_file, shared_file = _file_layer(alias, _entries(tasks), overrides, env, mistakes, selected=selected)
     layers = (
         settings_layer(alias, tasks, mistakes),
         from_file,
         # An empty variable is what shells and compose files write for an unset one.
         _mode_layer(env.get("DJ_QUEUE_MODE") or None, "DJ_QUEUE_MODE"),
         _mode_layer(overrides.mode, "--mode"),
+        _layer(overrides.options, OVERRIDES),
     )
     return Sources(layers, _skip_recurring(overrides, env, mistakes), shared_file)
 
@@ -103,10 +119,10 @@ def _mode_layer(mode: str | None, source: str) -> Layer:
 
 
 def _skip_recurring(overrides: Overrides, env: Mapping[str, str], mistakes: Mistakes) -> bool:
-    given = env.get("DJ_QUEUE_SKIP_RECURRING")
+    given = env.get("DJ_QUEUE_SKIP_RECURRING", "").strip()
     if overrides.skip_recurring is not None:
         return overrides.skip_recurring
-    if given is None:
+    if not given:
         return False
     if given.lower() not in _TRUE + _FALSE:
         expected = f"{', '.join(_TRUE)} or {', '.join(_FALSE)}"
@@ -120,6 +136,8 @@ def _file_layer(
     overrides: Overrides,
     env: Mapping[str, str],
     mistakes: Mistakes,
+    *,
+    selected: bool,
 ) -> tuple[Layer, str | None]:
     """What the YAML file says about `alias`, and the file if it governs other aliases too."""
     path = overrides.config_file or env.get("DJ_QUEUE_CONFIG")
@@ -127,7 +145,7 @@ def _file_layer(
         return {}, None
     place = Place(path, yaml=True)
     source = Place("--config" if overrides.config_file else "DJ_QUEUE_CONFIG")
-    content = _read_yaml(path, source, place, mistakes)
+    content = read_yaml(path, source, place, mistakes)
     mistakes.raise_any(alias)  # Without the file's values, nothing else can be judged.
     if content is None:
         return {}, None
@@ -135,7 +153,7 @@ def _file_layer(
         mistakes.add(place, "a mapping of options, or `backends:`, at the top", content)
         raise mistakes.error(alias)
     if "backends" not in content:
-        return _layer(content, place), None
+        return (_layer(content, place) if selected else {}), None
     if len(content) > 1:
         others = listed(key for key in content if key != "backends")
         mistakes.say(place.at("backends"), f"expected alone at the top, got it beside {others}")
@@ -150,29 +168,11 @@ def _backends_layer(alias: str, entries: Mapping[str, Any], backends: Any, place
         mistakes.add(place, "a mapping from aliases to options", backends)
         return {}
     for name in backends:
-        if name not in entries:
+        if name not in entries and not mistakes.full:
             hint = nearest(name, entries) or f"TASKS has {listed(entries)}"
-            mistakes.say(place.at(name), f"expected an alias of TASKS, got {name!r}; {hint}")
+            mistakes.say(place.at(name), f"expected an alias of TASKS, got {shown(name)}; {hint}")
     options = backends.get(alias, {})
     if isinstance(options, Mapping):
         return _layer(options, place.at(alias))
     mistakes.add(place.at(alias), "a mapping of options", options)
     return {}
-
-
-def _read_yaml(path: str, source: Place, place: Place, mistakes: Mistakes) -> Any:
-    import yaml  # lazy: most processes read no file
-
-    try:
-        with open(path, "rb") as file:
-            return yaml.safe_load(file)
-    except OSError as error:
-        mistakes.add(source, "a readable YAML file", path, error.strerror or str(error))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark
-        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        mistakes.say(place, f"expected valid YAML, but {where}{error.problem or error.context}")
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # Undecodable bytes, dates like 2024-13-45, endless nesting.
-        mistakes.say(place, f"expected valid YAML, but {' '.join(str(error).split())}")
-    return None

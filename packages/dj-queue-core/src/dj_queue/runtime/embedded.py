@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from django.db import Error, connections
 
-from dj_queue.config import BackendConfig, Overrides, load_config
+from dj_queue.config import BackendConfig, process_config
 from dj_queue.operations import transactions
 from dj_queue.runtime.process import backoff
 from dj_queue.runtime.startup import NotReadyError, await_schema
@@ -124,4 +124,4 @@ class Embedded:
 
 def embedded_config(backend_alias: str = "default") -> BackendConfig:
     """The configuration of an alias as an embedded supervisor runs it. Raises `ImproperlyConfigured`."""
-    return load_config(backend_alias, overrides=Overrides(mode="async"))
+    return process_config(backend_alias, mode="async")

@@ -79,11 +79,15 @@ class Supervisor(ABC):
         *,
         backend_alias: str = "default",
         tasks_settings: Mapping[str, Any] | None = None,
-        cli_overrides: Overrides | None = None,
+        cli_overrides: Overrides | Mapping[str, Any] | None = None,
         env: Mapping[str, str] | None = None,
         standalone: bool = True,
     ) -> Self:
-        """Read the configuration of an alias. Raises `ImproperlyConfigured` with all its mistakes."""
+        """Read the configuration of an alias. Raises `ImproperlyConfigured` with all its mistakes.
+
+        `cli_overrides` beats every other source: values of options by their names, and the command's flags
+        `config`, `only_work`, `only_dispatch` and `skip_recurring`.
+        """
         config = load_config(backend_alias, tasks=tasks_settings, overrides=cli_overrides, env=env)
         return cls(config, standalone=standalone)
 
