@@ -6,10 +6,12 @@ its extras are `event` and `dj_queue`, a dictionary of fields.
 
 import logging
 from collections.abc import Callable
+from functools import partial
 
 logger = logging.getLogger("dj_queue")
 
 type Subscriber = Callable[[str, dict[str, object]], None]
+type Elsewhere = Callable[[Callable[[], object]], object]
 
 # Replaced, never changed: whoever is just emitting goes on with the old one.
 _subscribers: dict[str, tuple[Subscriber, ...]] = {}
@@ -17,12 +19,26 @@ _subscribers: dict[str, tuple[Subscriber, ...]] = {}
 
 def emit(event: str, **fields: object) -> None:
     """Tell the log and every subscriber that `event` happened."""
+    emit_elsewhere(None, event, **fields)
+
+
+def emit_elsewhere(elsewhere: Elsewhere | None, event: str, /, **fields: object) -> None:
+    """`emit`, but hand what calls the subscribers to `elsewhere`, for another thread to do."""
     if logger.isEnabledFor(logging.INFO):
         logger.info(event, extra={"event": event, "dj_queue": fields})
+    if event not in _subscribers:
+        return
+    if elsewhere is None:
+        _deliver(event, fields)
+    else:
+        elsewhere(partial(_deliver, event, fields))
+
+
+def _deliver(event: str, fields: dict[str, object]) -> None:
     for subscriber in _subscribers.get(event, ()):
         try:
             subscriber(event, fields)
-        except Exception:  # what is told has happened: nobody who hears of it may undo that
+        except BaseException:  # what is told has happened: nobody who hears of it may undo that, by exiting neither
             logger.exception("dj_queue: a subscriber of %s failed", event)
 
 

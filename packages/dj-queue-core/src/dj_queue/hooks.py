@@ -51,7 +51,7 @@ def run_hooks(event: str, process: Any, config: BackendConfig) -> None:
     for hook in tuple(_hooks[event]):
         try:
             hook(process)
-        except (Exception, SystemExit) as error:  # a hook that exits must not end what others rely on
+        except BaseException as error:  # a hook that exits must not end what others rely on
             report(config, error, f"hook:{event}")
 
 

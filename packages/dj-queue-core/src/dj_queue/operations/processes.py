@@ -43,7 +43,14 @@ def heartbeat(config: BackendConfig, process_id: int) -> bool:
 
 
 def deregister(config: BackendConfig, process_id: int) -> None:
-    Process.objects.using(config.database_alias).filter(pk=process_id).delete()
+    remove(config, process_id)
+
+
+def remove(config: BackendConfig, process_id: int) -> None:
+    """Delete the row alone. A claim that commits too late keeps its name, by which it may be settled."""
+    rows = Process.objects.using(config.database_alias)
+    rows.filter(supervisor_id=process_id).update(supervisor=None)
+    rows.filter(pk=process_id)._raw_delete(config.database_alias)
 
 
 def find(config: BackendConfig, *, name: str, supervisor_id: int) -> int | None:

@@ -7,24 +7,27 @@ short, and that attempt is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Exists, OuterRef, Q, QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.tasks.signals import task_finished
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, Outcome, dialect_for
+from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process, ReadyExecution
-from dj_queue.operations import concurrency, results, transactions
+from dj_queue.operations import concurrency, processes, results, transactions
 from dj_queue.serialization import ErrorRecord
+from dj_queue.thread_errors import report
 
 
 def _record(kind: type[DjQueueError], message: str) -> ErrorRecord:
@@ -54,6 +57,7 @@ def process_ended(
     started_up_to: int | None = None,
     give_back: bool = False,
     crashed_thread: bool = False,
+    elsewhere: Elsewhere | None = None,
 ) -> Recovered:
     """Settle the claims of a runner that has ended for certain, and remove its row.
 
@@ -69,10 +73,10 @@ def process_ended(
     def settle(dialect: Dialect, cursor: CursorWrapper) -> Recovered:
         mine = Q(process_id=process_id)
         recovered = _settle(config, dialect, cursor, mine, started, error, give_back=give_back)
-        Process.objects.using(config.database_alias).filter(pk=process_id).delete()
+        processes.remove(config, process_id)
         return recovered
 
-    return _tell(config, transactions.run(config.database_alias, settle), error)
+    return _tell(config, transactions.run(config.database_alias, settle), error, elsewhere)
 
 
 def supervisor_ended(config: BackendConfig, supervisor_id: int, *, give_back: bool = False) -> None:
@@ -85,45 +89,107 @@ def supervisor_ended(config: BackendConfig, supervisor_id: int, *, give_back: bo
         process_ended(config, runner_id, give_back=give_back)
 
 
-def prune(config: BackendConfig, *, except_for: Sequence[int] = ()) -> int:
+class Survey(NamedTuple):
+    """What is to be settled, by the ids of the rows."""
+
+    expired: list[int]  # processes of the alias whose heartbeat is too old, by the database's clock
+    unheld: dict[int, int | None]  # claims, of whatever alias, without a registered process: which one they name
+
+
+def survey(config: BackendConfig, *, except_for: Sequence[int] = ()) -> Survey:
+    """Look for what the dead have left, in one statement: a beat asks it, and nearly always there is nothing.
+
+    No job is looked at: claims and processes are as many as run now.
+    """
+    expired = _expired(config).exclude(pk__in=except_for).values_list("pk", "pk", Value(1))
+    unheld = ClaimedExecution.objects.using(config.database_alias).filter(_UNHELD)
+    found = Survey([], {})
+    for row, process, is_process in expired.union(unheld.values_list("pk", "process_id", Value(0)), all=True):
+        if is_process:
+            found.expired.append(row)
+        else:
+            found.unheld[row] = process
+    return found
+
+
+def prune(
+    config: BackendConfig,
+    *,
+    except_for: Sequence[int] = (),
+    expired: Sequence[int] | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> int:
     """Remove the processes of this alias whose heartbeat expired, by the database's clock; fail their jobs.
 
-    Returns how many processes. Several supervisors may prune at once: each process is pruned once.
+    Of those that a survey found `expired`, if given. Returns how many processes. Several supervisors may prune at
+    once: each process is pruned once. One whose jobs the database refuses to fail does not keep the others.
     """
-    stale = Process.objects.using(config.database_alias).filter(
-        backend_alias=config.alias,
-        last_heartbeat_at__lt=dialect_for(config.database_alias).clock(ago=config.process_alive_threshold),
-    )
+    if expired is None:
+        expired = survey(config, except_for=except_for).expired
     pruned = 0
-    for process in stale.exclude(pk__in=except_for):
-        recovered = transactions.run(config.database_alias, partial(_prune, config, stale, process))
-        if recovered is not None:
+    for process_id in expired:
+        try:
+            found = transactions.run(config.database_alias, partial(_prune, config, process_id))
+        except DatabaseError as error:
+            if dialect_for(config.database_alias).is_away(error):
+                raise
+            report(config, error, "supervisor.run")
+            continue
+        if found is not None:
+            process, recovered = found
             pruned += 1
-            events.emit("process.pruned", process_name=process.name, pid=process.pid)
-            _tell(config, recovered, _PRUNED)
+            events.emit_elsewhere(elsewhere, "process.pruned", process_name=process.name, pid=process.pid)
+            _tell(config, recovered, _PRUNED, elsewhere)
     return pruned
 
 
-def settle_missing(config: BackendConfig) -> Recovered:
-    """Fail the jobs of this alias that are claimed by no registered process."""
-    orphaned = ~Q(Exists(Process.objects.filter(pk=OuterRef("process_id"))))
+def settle_missing(
+    config: BackendConfig,
+    *,
+    claims: Collection[int] | None = None,
+    started_up_to: Mapping[int, int] | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> Recovered:
+    """Fail the jobs of this alias that are claimed by no registered process.
+
+    Of `claims` alone, if given. A claim may commit after its process has ended, and nobody has seen it then: it
+    goes back to ready where `started_up_to` says of that process that it has started none so late.
+    """
+    known = started_up_to or {}
+    unheld = _UNHELD if claims is None else _UNHELD & Q(pk__in=claims)
+
+    def started(claim: ClaimedExecution) -> bool:
+        process_id = claim.process_id
+        return process_id is None or process_id not in known or claim.pk <= known[process_id]
+
     recovered = transactions.run(
         config.database_alias,
-        lambda dialect, cursor: _settle(config, dialect, cursor, orphaned, lambda _: True, _MISSING),
+        lambda dialect, cursor: _settle(config, dialect, cursor, unheld, started, _MISSING),
     )
-    return _tell(config, recovered, _MISSING)
+    return _tell(config, recovered, _MISSING, elsewhere)
+
+
+_UNHELD = ~Q(Exists(Process.objects.filter(pk=OuterRef("process_id"))))
+
+
+def _expired(config: BackendConfig) -> QuerySet[Process]:
+    return Process.objects.using(config.database_alias).filter(
+        backend_alias=config.alias,
+        last_heartbeat_at__lt=dialect_for(config.database_alias).clock(ago=config.process_alive_threshold),
+    )
 
 
 def _prune(
-    config: BackendConfig, stale: QuerySet[Process], process: Process, dialect: Dialect, cursor: CursorWrapper
-) -> Recovered | None:
+    config: BackendConfig, process_id: int, dialect: Dialect, cursor: CursorWrapper
+) -> tuple[Process, Recovered] | None:
     # Locked until all is done: a heartbeat that comes now waits, and then finds no row to beat for.
     skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
-    if not stale.filter(pk=process.pk).select_for_update(skip_locked=skip_locked).exists():
+    process = _expired(config).filter(pk=process_id).select_for_update(skip_locked=skip_locked).first()
+    if process is None:
         return None
-    recovered = _settle(config, dialect, cursor, Q(process_id=process.pk), lambda _: True, _PRUNED)
-    process.delete()
-    return recovered
+    recovered = _settle(config, dialect, cursor, Q(process_id=process_id), lambda _: True, _PRUNED)
+    processes.remove(config, process_id)
+    return process, recovered
 
 
 def _settle(
@@ -196,11 +262,26 @@ def _worker(claim: ClaimedExecution) -> str:
     return claim.process.name if claim.process else ""
 
 
-def _tell(config: BackendConfig, recovered: Recovered, error: ErrorRecord) -> Recovered:
+def _tell(
+    config: BackendConfig, recovered: Recovered, error: ErrorRecord, elsewhere: Elsewhere | None = None
+) -> Recovered:
+    """Tell of it. Whoever hears it may do what he likes: with `elsewhere`, not in the thread that settles."""
     for job_id in recovered.failed:
-        events.emit("job.failed", job_id=job_id, exception_class=error.exception_class, message=error.message)
+        fields = {"job_id": job_id, "exception_class": error.exception_class, "message": error.message}
+        events.emit_elsewhere(elsewhere, "job.failed", **fields)
+        announcement = partial(_announce, config, job_id)
+        if elsewhere is None:
+            announcement()
+        else:
+            elsewhere(announcement)
+    for job_id, key in recovered.unblocked:
+        events.emit_elsewhere(elsewhere, "job.unblocked", job_id=job_id, concurrency_key=key)
+    return recovered
+
+
+def _announce(config: BackendConfig, job_id: str) -> None:
+    try:
         with suppress(TaskResultDoesNotExist):  # deleted meanwhile
             task_finished.send_robust(results.signal_sender(), task_result=results.get(config, job_id))
-    for job_id, key in recovered.unblocked:
-        events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
-    return recovered
+    except BaseException as error:  # a receiver that exits ends neither a supervisor nor what settles the next job
+        report(config, error, "supervisor.run")

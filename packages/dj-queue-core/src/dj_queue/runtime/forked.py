@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import signal
 import time
@@ -18,6 +19,9 @@ from dj_queue.runtime.supervision import Ended, Supervisor
 
 logger = logging.getLogger("dj_queue")
 
+# Seconds for which a start waits for receivers of what was settled.
+_RECEIVERS_TIME = 2.0
+
 
 class ForkSupervisor(Supervisor):
     """Each runner is a child process."""
@@ -27,6 +31,7 @@ class ForkSupervisor(Supervisor):
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
         self._children: dict[int, Plan] = {}
+        self._receivers_since = math.inf  # on the monotonic clock
         self._replaced: dict[str, int] = {}  # the pid that each name had last
 
     def start(self) -> None:
@@ -34,11 +39,23 @@ class ForkSupervisor(Supervisor):
         close_connections()
         super().start()
 
+    def _start_waiting(self) -> None:
+        # A child inherits whatever lock a thread of its parent's holds just then: so not while receivers run, if
+        # they come to an end.
+        if not self._announcer.busy:
+            self._receivers_since = math.inf
+        elif time.monotonic() - (since := min(self._receivers_since, time.monotonic())) < _RECEIVERS_TIME:
+            self._receivers_since = since
+            return
+        super()._start_waiting()
+
     def _start_runner(self, plan: Plan) -> None:
         pid = fork(plan, self.process_id)
         self._children[pid] = plan
         if plan.name in self._replaced:
-            events.emit("process.replaced", kind=plan.kind, old_pid=self._replaced[plan.name], new_pid=pid)
+            old_pid = self._replaced[plan.name]
+            submit = self._announcer.submit
+            events.emit_elsewhere(submit, "process.replaced", kind=plan.kind, old_pid=old_pid, new_pid=pid)
         self._replaced[plan.name] = pid
 
     def _ended(self) -> list[Ended]:

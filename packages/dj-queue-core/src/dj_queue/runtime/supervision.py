@@ -14,6 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any, NamedTuple, NoReturn, Self
 
@@ -24,6 +25,7 @@ from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery
 from dj_queue.runtime import session, signals
+from dj_queue.runtime.announcer import Announcer
 from dj_queue.runtime.child import title
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
@@ -35,6 +37,9 @@ logger = logging.getLogger("dj_queue")
 
 # Beyond `shutdown_timeout`, for a runner to give back and deregister before it is ended.
 GRACE = 2.0
+
+# How many ended runners are remembered, for claims of theirs that commit late.
+_REMEMBERED = 1000
 
 # Ends at which work was still under way, in an orderly stop.
 CUT_SHORT = (End.UNFINISHED, End.HURRIED)
@@ -65,6 +70,9 @@ class Supervisor(ABC):
         self._waiting: list[Plan] = []  # for their start
         self._unsettled: list[Ended] = []
         self._wakeup = Wakeup()
+        self._announcer = Announcer(config, self.name)
+        self._gone: dict[int, int] = {}  # by process row: the last claim that a runner of ours, now ended, has started
+        self._unheld: set[int] = set()  # claims without a process, at the last beat
         # Plain values: a signal handler must not wait for a lock that the interrupted code may hold.
         self._stopping = False
         self._stop_by = math.inf  # on the monotonic clock
@@ -117,7 +125,7 @@ class Supervisor(ABC):
             title(self.name)
             session.connect(self.config)
         self._register()
-        recovery.settle_missing(self.config)
+        recovery.settle_missing(self.config, elsewhere=self._announcer.submit)
         self._next_beat = time.monotonic()
         hooks.run_hooks("supervisor.start", self, self.config)
         self._waiting = list(self._plans)
@@ -140,6 +148,7 @@ class Supervisor(ABC):
         self._next_settlement = 0.0
         self._settle()
         self._on_database(self._deregister)
+        self._announcer.close(until=self._stop_by)
         hooks.run_hooks("supervisor.exit", self, self.config)
         self._wakeup.close()
 
@@ -214,19 +223,25 @@ class Supervisor(ABC):
         self._waiting = [plan for plan in self._waiting if plan.due_at > now]
         for plan in due:
             plan.begin()
-            self._start_runner(plan)
-            plan.started()
+            try:
+                self._start_runner(plan)
+            except (OSError, RuntimeError) as error:  # no process, no thread, no memory to be had just now
+                self._report(error)
+                plan.ended(failed=True)
+                self._waiting.append(plan)
+            else:
+                plan.started()
 
     def _settle(self) -> None:
         """Settle the claims of runners that have ended, and let their places be filled again."""
         if not self._unsettled or time.monotonic() < self._next_settlement:
             return
-        while self._unsettled:
-            ended = self._unsettled[0]
-            if not self._on_database(lambda ended=ended: self._settle_one(ended)):  # type: ignore[misc]
+        for ended in list(self._unsettled):
+            if not self._on_database(partial(self._settle_one, ended)):
                 self._next_settlement = time.monotonic() + backoff(self._failures)
-                return
-            self._unsettled.pop(0)
+                # Where the database refuses the claims of one runner, the others need not wait for it.
+                continue
+            self._unsettled.remove(ended)
             if not self._stopping:
                 ended.plan.ended(failed=ended.end is not End.DRAINED)
                 self._waiting.append(ended.plan)
@@ -238,19 +253,40 @@ class Supervisor(ABC):
         if process_id is None and self.process_id is not None and ended.end is not End.DRAINED:
             process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
         if process_id is not None:
+            self._remember(process_id, ended.plan.board.started_up_to)
             recovery.process_ended(
                 self.config,
                 process_id,
                 started_up_to=ended.plan.board.started_up_to,
                 give_back=ended.end in (End.DRAINED, End.UNFINISHED),
                 crashed_thread=self.mode == "async",
+                elsewhere=self._announcer.submit,
             )
+
+    def _remember(self, process_id: int, started_up_to: int) -> None:
+        self._gone[process_id] = started_up_to
+        while len(self._gone) > _REMEMBERED:
+            self._gone.pop(next(iter(self._gone)))
 
     def _beat(self) -> None:
         if self.process_id is None or not processes.heartbeat(self.config, self.process_id):
             logger.warning("dj_queue %s: its process row was gone, registering again", self.name)
             self._register()
-        recovery.prune(self.config, except_for=[self.process_id] if self.process_id else [])
+        found = recovery.survey(self.config, except_for=[self.process_id] if self.process_id else [])
+        self._settle_unheld(found.unheld)
+        recovery.prune(self.config, expired=found.expired, elsewhere=self._announcer.submit)
+
+    def _settle_unheld(self, unheld: Mapping[int, int | None]) -> None:
+        """Settle claims without a process, which may commit at any time after its end.
+
+        What one of our own runners left is known never to have been started. Anything else is left for a beat to
+        the supervisor whose it is, as that one knows.
+        """
+        due = [claim for claim, process in unheld.items() if process in self._gone or claim in self._unheld]
+        if due:
+            submit = self._announcer.submit
+            recovery.settle_missing(self.config, claims=due, started_up_to=self._gone, elsewhere=submit)
+        self._unheld = set(unheld)
 
     def _deregister(self) -> None:
         if self.process_id is not None:
@@ -265,7 +301,7 @@ class Supervisor(ABC):
             call()
         except Error as error:
             if not self._failures:
-                report(self.config, error, "supervisor.run")
+                self._report(error)
             self._failures += 1
             with suppress(Error):
                 connections[self.config.database_alias].close_if_unusable_or_obsolete()
@@ -276,6 +312,14 @@ class Supervisor(ABC):
                 connections[self.config.database_alias].close()
         self._failures = 0
         return True
+
+    def _report(self, error: BaseException) -> None:
+        """Say it; a callback of the application's is called elsewhere."""
+        call = partial(report, self.config, error, "supervisor.run")
+        if self.config.on_thread_error is None:
+            call()
+        else:
+            self._announcer.submit(call)
 
     def _set_stop_by(self) -> None:
         """From now on, runners have their time and no more; hurried ones the grace."""

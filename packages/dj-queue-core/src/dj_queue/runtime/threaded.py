@@ -38,7 +38,8 @@ class AsyncSupervisor(Supervisor):
         runner = plan.make(self.process_id, plan.board)
         thread = threading.Thread(target=self._run, args=(runner, plan.kind), name=plan.name, daemon=True)
         if plan.failures:
-            events.emit("process.replaced", kind=plan.kind, process_name=plan.name)
+            submit = self._announcer.submit
+            events.emit_elsewhere(submit, "process.replaced", kind=plan.kind, process_name=plan.name)
         self._threads[plan] = (runner, thread)
         thread.start()
 
