@@ -29,6 +29,7 @@ from dj_queue.runtime.worker import Worker
 from tests import databases
 from tests.conftest import lines, wait_until
 from tests.project import tasks
+from tests.races import closing, in_thread, while_locked
 from tests.working import claim, run, states, work
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -84,19 +85,6 @@ def expire(*, blocked: bool = False) -> None:
     Semaphore.objects.update(expires_at=past)
     if blocked:
         BlockedExecution.objects.update(expires_at=past)
-
-
-def in_thread[T](call: Callable[..., T], *args: Any) -> T:
-    """Call on another thread, which has its own connection."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(closing, call, *args).result()
-
-
-def closing[T](call: Callable[..., T], *args: Any) -> T:
-    try:
-        return call(*args)
-    finally:
-        connections.close_all()
 
 
 # ---- saying it --------------------------------------------------------------------------------------
@@ -750,31 +738,6 @@ def test_a_semaphore_that_upkeep_deletes_just_now() -> None:
             row.delete()
         assert found.result() == ["ready", "blocked"]
     assert_sums()
-
-
-def while_locked(change: Callable[[], Any], meanwhile: Callable[[], Any]) -> Any:
-    """Change something in a transaction, and commit once somebody else waits for its locks."""
-    with ThreadPoolExecutor(1) as pool:
-        with transaction.atomic():
-            change()
-            other = pool.submit(closing, meanwhile)
-            with connection.cursor() as cursor:
-                wait_until(lambda: other.done() or waiting_for_locks(cursor), what="the other waits")
-            assert not other.done()
-        return other.result()
-
-
-def waiting_for_locks(cursor: Any) -> bool:
-    if connection.vendor == "postgresql":
-        cursor.execute("SELECT pg_stat_clear_snapshot()")
-        cursor.execute(
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-    else:
-        # Its rows are a copy, made anew only once nobody has looked for a tenth of a second.
-        cursor.execute("SELECT SLEEP(0.2)")
-        cursor.execute("SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'")
-    return bool(cursor.fetchone()[0])
 
 
 def each_of(keys: str) -> list[Any]:

@@ -25,7 +25,7 @@ wanted AS MATERIALIZED (
 ),
 semaphore AS MATERIALIZED (
   SELECT id, key, value, "limit" FROM dj_queue_semaphores WHERE key = ANY (ARRAY(SELECT key FROM wanted))
-  ORDER BY key FOR UPDATE
+  ORDER BY key COLLATE "C" FOR UPDATE
 ),
 free AS MATERIALIZED (
   SELECT semaphore.id, key, wanted.slots, wanted.duration, semaphore.value + (wanted.slots - semaphore."limit") AS value
@@ -85,7 +85,7 @@ NOTIFY_IF_READY = f", CASE WHEN bool_or(state = 'ready') THEN pg_notify('{CHANNE
 MAKE_SEMAPHORES = """
 INSERT INTO dj_queue_semaphores (key, value, "limit", expires_at, created_at, updated_at)
 SELECT key, slots, slots, statement_timestamp(), statement_timestamp(), statement_timestamp()
-FROM unnest(%(keys)s::text[], %(limits)s::int[]) AS n(key, slots) ORDER BY key
+FROM unnest(%(keys)s::text[], %(limits)s::int[]) AS n(key, slots) ORDER BY key COLLATE "C"
 ON CONFLICT (key) DO NOTHING"""
 
 
@@ -103,7 +103,7 @@ def limited_rows(jobs: Sequence[LimitedJob]) -> dict[str, Any]:
 
 # ---- unblock ----------------------------------------------------------------------------------------
 
-LOCK = "SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key FOR UPDATE"
+LOCK = 'SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key COLLATE "C" FOR UPDATE'
 
 # Younger than the locks it relies on: what blocked on a semaphore before them is seen.
 UNBLOCK = """
@@ -111,17 +111,17 @@ WITH slots AS MATERIALIZED (
   SELECT semaphore.id, semaphore.key, least(semaphore."limit", semaphore.value + freed.count::bigint)::int AS free
   FROM unnest(%(keys)s::text[], %(counts)s::int[]) AS freed(key, count)
   JOIN dj_queue_semaphores semaphore ON semaphore.key = freed.key
-  ORDER BY semaphore.key FOR UPDATE OF semaphore
+  ORDER BY semaphore.key COLLATE "C" FOR UPDATE OF semaphore
 ),
 next AS MATERIALIZED (
   SELECT slots.id AS semaphore_id, blocked.* FROM slots, LATERAL (
-    SELECT ctid AS tid, job_id, backend_alias, queue_name, priority, concurrency_key
+    SELECT id, job_id, backend_alias, queue_name, priority, concurrency_key
     FROM dj_queue_blocked_executions
     WHERE concurrency_key = slots.key
     ORDER BY priority DESC, id LIMIT greatest(slots.free, 0) FOR UPDATE) blocked
 ),
 gone AS (
-  DELETE FROM dj_queue_blocked_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM next))
+  DELETE FROM dj_queue_blocked_executions WHERE id = ANY (ARRAY(SELECT id FROM next))
 ),
 ready AS (
   INSERT INTO dj_queue_ready_executions

@@ -12,15 +12,15 @@ from dj_queue.dialects.base import Selector, needed
 
 # Everything, nothing paused: straight down one index. The subquery is evaluated once, before the scan.
 _PICK_ALL = """
-  SELECT tid, id, job_id FROM (
-    SELECT ctid AS tid, id, job_id FROM dj_queue_ready_executions
+  SELECT id, job_id FROM (
+    SELECT id, job_id FROM dj_queue_ready_executions
     WHERE backend_alias = %(alias)s
       AND NOT EXISTS (SELECT FROM dj_queue_pauses WHERE backend_alias = %(alias)s)
     ORDER BY priority DESC, id LIMIT %(limit)s {lock}) unpaused
   UNION ALL
-  (SELECT tid, id, job_id FROM (
-     SELECT row.tid, row.id, row.job_id, row.priority FROM names, LATERAL (
-       SELECT ctid AS tid, id, job_id, priority FROM dj_queue_ready_executions
+  (SELECT id, job_id FROM (
+     SELECT row.id, row.job_id, row.priority FROM names, LATERAL (
+       SELECT id, job_id, priority FROM dj_queue_ready_executions
        WHERE backend_alias = %(alias)s AND queue_name = names.queue_name
          AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
            WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)
@@ -30,9 +30,9 @@ _PICK_ALL = """
    ) merged ORDER BY priority DESC, id LIMIT %(limit)s)"""
 
 _PICK_NAMED = """
-  (SELECT row.tid, row.id, row.job_id FROM unnest(%({names})s::text[]) WITH ORDINALITY AS wanted(queue_name, rank),
+  (SELECT row.id, row.job_id FROM unnest(%({names})s::text[]) WITH ORDINALITY AS wanted(queue_name, rank),
      LATERAL (
-       SELECT ctid AS tid, id, job_id FROM dj_queue_ready_executions
+       SELECT id, job_id FROM dj_queue_ready_executions
        WHERE backend_alias = %(alias)s AND queue_name = wanted.queue_name
          AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
            WHERE pause.backend_alias = %(alias)s AND pause.queue_name = wanted.queue_name)
@@ -40,9 +40,9 @@ _PICK_NAMED = """
    LIMIT %(limit)s)"""
 
 _PICK_PREFIX = """
-  (SELECT tid, id, job_id FROM (
-     SELECT row.tid, row.id, row.job_id, row.priority FROM names, LATERAL (
-       SELECT ctid AS tid, id, job_id, priority FROM dj_queue_ready_executions
+  (SELECT id, job_id FROM (
+     SELECT row.id, row.job_id, row.priority FROM names, LATERAL (
+       SELECT id, job_id, priority FROM dj_queue_ready_executions
        WHERE backend_alias = %(alias)s AND queue_name = names.queue_name
          AND NOT EXISTS (SELECT FROM dj_queue_pauses pause
            WHERE pause.backend_alias = %(alias)s AND pause.queue_name = names.queue_name)

@@ -1,8 +1,10 @@
 """The statements of PostgreSQL, and what is put into them.
 
-Each step of the hot path is one statement of several CTEs. Rows are found by index, deleted by their
-physical place, which their lock keeps, and moved within the same statement. The pick of a claim and what
-concurrency limits need stand in modules of their own.
+Each step of the hot path is one statement of several CTEs. Rows are found by index and locked, deleted by
+their ids, and moved within the same statement. Not by their physical place: a lock that meets a row which was
+updated since the snapshot yields the place of the new version, and a delete by place finds only what the
+snapshot shows; a delete by id finds the old version, and follows it to the new one. The pick of a claim and
+what concurrency limits need stand in modules of their own.
 """
 
 from collections.abc import Mapping, Sequence
@@ -73,7 +75,7 @@ def new_rows(jobs: Sequence[NewJob]) -> tuple[str, dict[str, Any]]:
 CLAIM = """
 WITH RECURSIVE {picked},
 gone AS (
-  DELETE FROM dj_queue_ready_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM picked))
+  DELETE FROM dj_queue_ready_executions WHERE id = ANY (ARRAY(SELECT id FROM picked))
 ),
 held AS (
   INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at)
@@ -96,7 +98,7 @@ gone AS (
   DELETE FROM dj_queue_claimed_executions claim USING done WHERE claim.id = done.claim_id
   RETURNING claim.id, claim.job_id, done.return_value, done.started_at, done.exception_class,
     done.message, done.trace{done_key}
-),{failed}{succeeded}{freed}
+),{succeeded}{freed}
 changed AS (
   UPDATE dj_queue_jobs job SET
     finished_at = CASE WHEN gone.exception_class IS NULL THEN statement_timestamp() END,
@@ -105,18 +107,20 @@ changed AS (
     last_attempted_at = gone.started_at,
     worker_ids = coalesce(job.worker_ids, '[]'::jsonb) || to_jsonb(%(worker)s::text),
     updated_at = statement_timestamp()
-  FROM gone WHERE job.id = gone.job_id {only}
-)
+  FROM gone WHERE job.id = gone.job_id {only}{returning}
+){failed}
 SELECT statement_timestamp(), array_agg(id) FROM gone"""
 
-FINISH_FAILED = """
+# Of what the update has returned: a job that was changed since the snapshot fails where it is now.
+RETURNING_FAILED = """
+  RETURNING job.id, job.backend_alias, job.queue_name, gone.exception_class, gone.message, gone.trace"""
+FINISH_FAILED = """,
 failed AS (
   INSERT INTO dj_queue_failed_executions
     (job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)
-  SELECT job.id, job.backend_alias, job.queue_name, gone.exception_class, gone.message, gone.trace,
-    statement_timestamp()
-  FROM gone JOIN dj_queue_jobs job ON job.id = gone.job_id WHERE gone.exception_class IS NOT NULL
-),"""
+  SELECT id, backend_alias, queue_name, exception_class, message, trace, statement_timestamp()
+  FROM changed WHERE exception_class IS NOT NULL
+)"""
 
 # Slots are given back under their semaphores' locks, taken in the order of the keys.
 FINISH_FREED = """
@@ -124,7 +128,8 @@ freed AS MATERIALIZED (
   SELECT key, count(*) AS count FROM gone WHERE key IS NOT NULL GROUP BY key
 ),
 semaphore AS MATERIALIZED (
-  SELECT id, key FROM dj_queue_semaphores WHERE key = ANY (ARRAY(SELECT key FROM freed)) ORDER BY key FOR UPDATE
+  SELECT id, key FROM dj_queue_semaphores WHERE key = ANY (ARRAY(SELECT key FROM freed))
+  ORDER BY key COLLATE "C" FOR UPDATE
 ),
 released AS (
   UPDATE dj_queue_semaphores SET
@@ -149,6 +154,7 @@ def finish(
     some_failed = any(outcome.error for outcome in outcomes)
     statement = FINISH.format(
         failed=FINISH_FAILED if some_failed else "",
+        returning=RETURNING_FAILED if some_failed else "",
         succeeded="" if preserve else DELETE_SUCCEEDED,
         only="" if preserve else "AND gone.exception_class IS NOT NULL",
         keys=", %(claim_keys)s::text[]" if keys else "",
@@ -186,12 +192,12 @@ SELECT count(*){notify} FROM gone"""
 
 PROMOTE = """
 WITH due AS MATERIALIZED (
-  SELECT ctid AS tid, job_id, queue_name, priority FROM dj_queue_scheduled_executions
+  SELECT id, job_id, queue_name, priority FROM dj_queue_scheduled_executions
   WHERE backend_alias = %(alias)s AND scheduled_at <= statement_timestamp()
   ORDER BY scheduled_at, priority DESC, id LIMIT %(limit)s FOR UPDATE {skip}
 ),
 gone AS (
-  DELETE FROM dj_queue_scheduled_executions WHERE ctid = ANY (ARRAY(SELECT tid FROM due))
+  DELETE FROM dj_queue_scheduled_executions WHERE id = ANY (ARRAY(SELECT id FROM due))
 ),
 job AS MATERIALIZED (
   -- Not a join: its output would promise no order.
