@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+from functools import partial
+
+from django.db import connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import QuerySet
 from django.db.models.functions import Coalesce
@@ -12,6 +16,8 @@ from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import MAX_QUEUE_NAME, Pause, ReadyExecution
 from dj_queue.operations import transactions
 from dj_queue.serialization import is_storable
+
+_BATCH = 500
 
 
 def size(config: BackendConfig, queue_name: str) -> int:
@@ -64,25 +70,25 @@ def pause(config: BackendConfig, queue_name: str) -> None:
 
 
 def resume(config: BackendConfig, queue_name: str) -> None:
-    """Let the queue be claimed from again. The time it was paused does not count as latency."""
+    """Let the queue be claimed from again. The time it was paused does not count as latency.
 
-    def lift(dialect: Dialect, cursor: CursorWrapper) -> bool:
+    Claims go on at once. The ready jobs that the pause held up are then told so some at a time, and those
+    that others hold, claims mostly, are left alone.
+    """
+
+    def lift(dialect: Dialect, cursor: CursorWrapper) -> tuple[datetime, datetime] | None:
         paused = _pauses(config, queue_name).select_for_update().first()
         if paused is None:
-            return False
-        now = dialect.now(cursor)
-        rows = _ready(config, queue_name)
-        # What came during the pause begins to wait now; what had waited before goes on from there.
-        rows.filter(created_at__gte=paused.created_at).update(latency_started_at=now)
-        rows.filter(created_at__lt=paused.created_at).update(
-            latency_started_at=Coalesce("latency_started_at", "created_at") + (now - paused.created_at)
-        )
+            return None
         paused.delete()
         dialect.notify(cursor, config.alias)
-        return True
+        return paused.created_at, dialect.now(cursor)
 
-    if transactions.run(config.database_alias, lift):
-        events.emit("queue.resumed", queue_name=queue_name)
+    pause = transactions.run(config.database_alias, lift)
+    if pause is None:
+        return
+    _forget_pause(config, queue_name, *pause)
+    events.emit("queue.resumed", queue_name=queue_name)
 
 
 def names(config: BackendConfig) -> list[str]:
@@ -97,3 +103,29 @@ def _ready(config: BackendConfig, queue_name: str) -> QuerySet[ReadyExecution]:
 
 def _pauses(config: BackendConfig, queue_name: str) -> QuerySet[Pause]:
     return Pause.objects.using(config.database_alias).filter(backend_alias=config.alias, queue_name=queue_name)
+
+
+def _forget_pause(config: BackendConfig, queue_name: str, began: datetime, ended: datetime) -> None:
+    """Take a pause off the latency of the ready jobs that it held up, in small batches."""
+    rows = _ready(config, queue_name).filter(created_at__lt=ended)
+    skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
+
+    def forget(priority: int, after: int, *_: object) -> int | None:
+        # In the order of the index that claims of a queue go by.
+        batch = rows.filter(priority=priority, pk__gt=after).order_by("pk").select_for_update(skip_locked=skip_locked)
+        pks = list(batch.values_list("pk", flat=True)[:_BATCH])
+        some = _ready(config, queue_name).filter(pk__in=pks)
+        # What came during the pause begins to wait now; what had waited before goes on from there.
+        some.filter(created_at__gte=began).update(latency_started_at=ended)
+        some.filter(created_at__lt=began).update(
+            latency_started_at=Coalesce("latency_started_at", "created_at") + (ended - began)
+        )
+        return pks[-1] if len(pks) == _BATCH else None
+
+    priorities = rows.order_by("-priority").values_list("priority", flat=True)
+    priority = priorities.first()
+    while priority is not None:
+        after: int | None = 0
+        while after is not None:
+            after = transactions.run(config.database_alias, partial(forget, priority, after))
+        priority = priorities.filter(priority__lt=priority).first()
