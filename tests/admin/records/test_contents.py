@@ -13,7 +13,8 @@ from dj_queue.exceptions import EnqueueError
 from dj_queue.models import FailedExecution, Job, Process, RecurringTask
 from dj_queue_admin import options
 from dj_queue_admin.records import shown
-from dj_queue_admin.redaction import HIDDEN, redaction
+from dj_queue_admin.redaction import redaction
+from dj_queue_admin.secrets import HIDDEN
 from tests.admin.records.conftest import Operator, fail, finish
 from tests.project import tasks
 

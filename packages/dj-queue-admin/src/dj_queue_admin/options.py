@@ -21,6 +21,7 @@ SETTING = "DJ_QUEUE_ADMIN"
 
 REDACT = (
     "password",
+    "pwd",
     "passwd",
     "passphrase",
     "secret",
@@ -34,6 +35,8 @@ REDACT = (
     "csrf",
     "session",
     "card_number",
+    "otp",
+    "dsn",
     "cvv",
 )
 

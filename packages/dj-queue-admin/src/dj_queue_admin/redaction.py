@@ -2,13 +2,19 @@
 
 A name is hidden if it contains one of the option `redact`, whatever its case and however its words are
 joined: "token" hides `access_token`, `AccessToken` and `X-CSRF-Token`. Positional arguments go under the
-names of the task's parameters, as long as the task can be imported.
+names of the task's parameters, as long as the task can be imported. Names are also found in pairs
+(`["Authorization", ...]`), in `{"name": ..., "value": ...}`, in texts that are JSON, in addresses
+(`postgres://user:...@host`, `?api_key=...`) and before `Bearer`, `Basic` and `Token`. A value that is hidden
+anywhere in a call is hidden everywhere in it, and in the texts that came of it.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+import json
+import re
+import unicodedata
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from typing import Any, Final, NamedTuple
@@ -18,12 +24,19 @@ from django.core.signals import setting_changed
 from dj_queue.exceptions import TaskPathError
 from dj_queue.operations import results
 from dj_queue_admin.options import SETTING, options
+from dj_queue_admin.secrets import HIDDEN, Secrets
 
-HIDDEN: Final = "••••••"
 DEEPER: Final = "…"
 
 _DEEPEST = 40
-_SHORTEST_SECRET = 4
+# Texts within arguments that are longer are not looked through for names.
+_LONGEST_TEXT = 100_000
+_NAMES = ("name", "key", "header", "field", "param", "parameter")
+_URL_PASSWORD = re.compile(r"://[^/\s:@]*:([^@\s/]+)@")
+# Names begin where no name goes on: else a long word would be looked through from each of its letters.
+_ASSIGNED = re.compile(r"""(?<![\w.\-])([\w.\-]{1,80})["']?(?:=|["']\s*:\s*)["']?([^\s&;,"']+)""")
+_SCHEME = re.compile(r"\b(?:bearer|basic|token|digest)\s+([\w.~+/=\-]{4,})", re.IGNORECASE)
+_SCHEMES = ("bearer", "basic", "token", "digest")
 
 
 class Argument(NamedTuple):
@@ -43,50 +56,90 @@ class Redaction:
         plain = _plain(str(name))
         return any(word in plain for word in self.words)
 
-    def of(self, value: Any, *, depth: int = 0) -> Any:
-        """A copy of plain JSON data without hidden values, cut off where it is nested too deeply to read."""
+    def of(self, value: Any, secrets: Secrets | None = None) -> Any:
+        """A copy of plain JSON data without hidden values, its own and those given; cut off where it nests deeply."""
+        return self._shown(value, Secrets([*self._found(value), *(secrets.values if secrets else ())]), 0)
+
+    def call(self, task_path: str, payload: Any) -> list[Argument]:
+        """The arguments of a stored call, by name where that is known."""
+        secrets = self.secrets(task_path, payload)
+        args, kwargs = _parts(payload)
+        return [
+            Argument(name, HIDDEN if self.hides(name) else self._shown(value, secrets, 0))
+            for name, value in _named(task_path, args)
+        ] + [
+            Argument(secrets.hide(name), HIDDEN if self.hides(name) else self._shown(value, secrets, 0), True)
+            for name, value in kwargs.items()
+        ]
+
+    def secrets(self, task_path: str, payload: Any) -> Secrets:
+        """The hidden values of a call, as they may turn up in texts."""
+        args, kwargs = _parts(payload)
+        found: list[str] = []
+        for name, value in (*_named(task_path, args), *kwargs.items()):
+            found += _leaves(value) if self.hides(name) else self._found(value)
+        return Secrets(found)
+
+    # ---- what is shown ------------------------------------------------------------------------------
+
+    def _shown(self, value: Any, secrets: Secrets, depth: int) -> Any:
+        if isinstance(value, str):
+            return secrets.hide(value)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            text = _number(value)
+            return HIDDEN if secrets.hide(text) != text else value
         if not isinstance(value, Mapping | list | tuple):
             return value
         if depth >= _DEEPEST:
             return DEEPER
         if isinstance(value, Mapping):
-            return {key: HIDDEN if self.hides(key) else self.of(item, depth=depth + 1) for key, item in value.items()}
-        return [self.of(item, depth=depth + 1) for item in value]
+            named = self._names_a_secret(value)
+            return {
+                secrets.hide(str(key)): HIDDEN
+                if self.hides(key) or (named and key not in _NAMES)
+                else self._shown(item, secrets, depth + 1)
+                for key, item in value.items()
+            }
+        if self._is_pair(value):
+            return [value[0], HIDDEN]
+        return [self._shown(item, secrets, depth + 1) for item in value]
 
-    def call(self, task_path: str, payload: Any) -> list[Argument]:
-        """The arguments of a stored call, by name where that is known."""
-        args, kwargs = _parts(payload)
-        return [
-            Argument(name, HIDDEN if self.hides(name) else self.of(value)) for name, value in _named(task_path, args)
-        ] + [Argument(name, HIDDEN if self.hides(name) else self.of(value), True) for name, value in kwargs.items()]
+    # ---- what is hidden -----------------------------------------------------------------------------
 
-    def secrets(self, task_path: str, payload: Any) -> list[str]:
-        """The hidden values of a call, as they may turn up in texts, the longest first."""
-        args, kwargs = _parts(payload)
-        found: set[str] = set()
-        for name, value in (*_named(task_path, args), *kwargs.items()):
-            found.update(_leaves(value) if self.hides(name) else self._hidden(value))
-        return sorted((text for text in found if len(text) >= _SHORTEST_SECRET), key=len, reverse=True)
-
-    def _hidden(self, value: Any) -> Iterator[str]:
+    def _found(self, value: Any) -> Iterator[str]:
         stack = [value]
         while stack:
             item = stack.pop()
             if isinstance(item, Mapping):
+                named = self._names_a_secret(item)
                 for key, inner in item.items():
-                    if self.hides(key):
+                    if self.hides(key) or (named and key not in _NAMES):
                         yield from _leaves(inner)
                     else:
                         stack.append(inner)
             elif isinstance(item, list | tuple):
-                stack.extend(item)
+                if self._is_pair(item):
+                    yield from _leaves(item[1])
+                else:
+                    stack.extend(item)
+            elif isinstance(item, str) and len(item) <= _LONGEST_TEXT:
+                yield from self._in_text(item)
+                if item.lstrip()[:1] in ("{", "["):
+                    stack += _json(item)
 
+    def _in_text(self, text: str) -> Iterator[str]:
+        yield from _URL_PASSWORD.findall(text)
+        yield from _credentials(text)
+        for name, value in _ASSIGNED.findall(text):
+            if self.hides(name) and value.lower() not in _SCHEMES:
+                yield value
 
-def scrub(text: str, secrets: Iterable[str]) -> str:
-    """The text with every secret in it hidden: what a task was given may stand in its error."""
-    for secret in secrets:
-        text = text.replace(secret, HIDDEN)
-    return text
+    def _names_a_secret(self, value: Mapping[Any, Any]) -> bool:
+        """Whether it is like `{"name": "Authorization", "value": ...}`."""
+        return any(isinstance(value.get(name), str) and self.hides(value[name]) for name in _NAMES)
+
+    def _is_pair(self, value: list[Any] | tuple[Any, ...]) -> bool:
+        return len(value) == 2 and isinstance(value[0], str) and self.hides(value[0])
 
 
 @cache
@@ -96,20 +149,54 @@ def redaction() -> Redaction:
 
 
 def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name)).lower()
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name))).casefold()
 
 
 def _leaves(value: Any) -> Iterator[str]:
-    """Every text and number in a hidden value."""
+    """Every text, number and key in a hidden value."""
     stack = [value]
     while stack:
         item = stack.pop()
         if isinstance(item, Mapping):
             stack.extend(item.values())
+            stack.extend(item)
         elif isinstance(item, list | tuple):
             stack.extend(item)
-        elif isinstance(item, str) or (isinstance(item, int | float) and not isinstance(item, bool)):
-            yield str(item)
+        elif isinstance(item, str):
+            yield item
+            # What follows "Bearer" may stand in a text without it; and a secret may be a list of them, as JSON.
+            yield from _credentials(item)
+            if item.lstrip()[:1] in ("{", "[") and len(item) <= _LONGEST_TEXT:
+                stack += _json(item)
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            yield from {_number(item), *_other_numbers(item)}
+
+
+def _credentials(text: str) -> Iterator[str]:
+    """What follows the name of a scheme, as in `Bearer ...`."""
+    return (value for value in _SCHEME.findall(text) if value.lower() not in _SCHEMES)
+
+
+def _json(text: str) -> list[Any]:
+    try:
+        return [json.loads(text)]
+    except (ValueError, RecursionError):
+        return []
+
+
+def _number(value: float) -> str:
+    try:
+        return str(value)
+    except ValueError:  # of more digits than Python writes
+        return ""
+
+
+def _other_numbers(value: float) -> set[str]:
+    """How else a number may stand in a text: with an exponent, without one, with separators."""
+    try:
+        return {repr(float(value)), f"{value:,}", f"{value:.2f}", f"{value:g}"}
+    except (OverflowError, ValueError):
+        return set()
 
 
 def _parts(payload: Any) -> tuple[list[Any], dict[str, Any]]:

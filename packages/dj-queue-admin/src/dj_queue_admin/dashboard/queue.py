@@ -34,7 +34,7 @@ from dj_queue_admin.dashboard.tables import Column, Heading, Pages, changed, ord
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import filters, shown
-from dj_queue_admin.records.job import arguments
+from dj_queue_admin.records.job import arguments, key_of
 from dj_queue_admin.templatetags.dj_queue_admin import NOTHING
 
 SIZE: Final = 100
@@ -209,7 +209,7 @@ def _lines(config: BackendConfig, name: str, state: State, ids: Sequence[UUID], 
     for row in found:
         job = row.job if state.path else row
         job.payload_text = getattr(row, "payload_text", None)
-        lines[job.pk] = Line(job, arguments(job), getattr(row, state.at), _detail(row, job, state))
+        lines[job.pk] = Line(job, arguments(job), getattr(row, state.at), shown.visible(_detail(row, job, state)))
     return [lines[job_id] for job_id in ids if job_id in lines]
 
 
@@ -257,7 +257,7 @@ def _detail(row: Any, job: Job, state: State) -> str:
         return str(row.process) if row.process else NOTHING
     if state.name == "finished":
         return str(job.worker_ids[-1]) if job.worker_ids and isinstance(job.worker_ids, list) else NOTHING
-    return job.concurrency_key or NOTHING
+    return key_of(job) or NOTHING
 
 
 def _first_state(queue: ObservedQueue) -> str:

@@ -25,13 +25,14 @@ from dj_queue_admin.records.cells import link, moment
 from dj_queue_admin.records.listing import Found
 from dj_queue_admin.records.record import Button, RecordAdmin
 from dj_queue_admin.records.selection import Selection
-from dj_queue_admin.redaction import redaction, scrub
+from dj_queue_admin.redaction import redaction
 from dj_queue_admin.views import page
 
 GROUPED: Final = 10_000  # failures that are put into groups
 GROUPS: Final = 100  # groups that are shown
 
-_MESSAGE = 300  # characters of one in a list
+_MESSAGE = 300  # characters of one that a list shows
+_READ = 70_000  # and that it reads: no message is stored longer
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class FailedExecutionAdmin(RecordAdmin):
         failures = FailedExecution.objects.using(config.database_alias).filter(job_id__in=rows)
         found: QuerySet[Any] = failures.select_related("job").defer("message", "traceback", *heavy)
         if permissions.may_read(request, FailedExecution):
-            found = found.annotate(message_text=Left("message", _MESSAGE + 1))
+            found = found.annotate(message_text=Left("message", _READ))
             found = shown.as_text(found, shown.LONGEST_IN_LIST, payload_text="job__payload")
         by_id = {row.job_id: row for row in found}
         return [by_id[job_id] for job_id in rows if job_id in by_id]
@@ -170,7 +171,7 @@ class FailedExecutionAdmin(RecordAdmin):
         if not permissions.may_read(request, FailedExecution):
             return {}
         rows: QuerySet[Any] = FailedExecution.objects.using(config.database_alias).filter(pk__in=newest)
-        rows = rows.annotate(message_text=Left("message", _MESSAGE + 1))
+        rows = rows.annotate(message_text=Left("message", _READ))
         rows = shown.as_text(rows, shown.LONGEST_IN_LIST, payload_text="job__payload")
         rows = rows.select_related("job").only("pk", "job__task_path")
         return {row.pk: message_of(row) for row in rows}
@@ -204,7 +205,9 @@ def message_of(row: Any) -> SafeString:
     if text is None:
         return SafeString("")
     call = shown.parse(row.payload_text, shown.LONGEST_IN_LIST)
-    if not isinstance(call, shown.Unreadable):
-        text = scrub(text, redaction().secrets(row.job.task_path, call))
+    if isinstance(call, shown.Unreadable):
+        note = "message not shown here: its arguments cannot be looked through for hidden values"
+        return format_html('<span class="djq-note">{}</span>', note)
+    text = redaction().secrets(row.job.task_path, call).hide(text)
     line = shown.visible(" ".join(text.split()), longest=_MESSAGE, lines=False)
     return format_html('<span class="djq-message">{}</span>', line)

@@ -23,6 +23,7 @@ from dj_queue_admin.records.listing import Found
 from dj_queue_admin.records.record import Button, RecordAdmin
 from dj_queue_admin.records.selection import Selection
 from dj_queue_admin.redaction import redaction
+from dj_queue_admin.secrets import HIDDEN
 
 WAITING = ("ready", "scheduled", "blocked")
 
@@ -151,6 +152,17 @@ def arguments(job: Any) -> SafeString:
         return format_html('<span class="djq-note">arguments not shown here: {}</span>', call.why)
     line = shown.brief(redaction().call(job.task_path, call))
     return format_html('<code class="djq-arguments">{}</code>', line) if line else SafeString("")
+
+
+def key_of(job: Any) -> str:
+    """A job's concurrency key without what is hidden in its arguments, which it is made of."""
+    if not job.concurrency_key:
+        return ""
+    text = getattr(job, "payload_text", None)
+    call = None if text is None else shown.parse(text, shown.LONGEST_IN_LIST)
+    if call is None or isinstance(call, shown.Unreadable):
+        return HIDDEN
+    return redaction().secrets(job.task_path, call).hide(job.concurrency_key)
 
 
 # ---- what the pages and lists of jobs and of failures do ---------------------------------------------

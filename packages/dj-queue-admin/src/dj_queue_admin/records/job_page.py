@@ -25,7 +25,8 @@ from dj_queue.operations import recurring
 from dj_queue_admin import permissions
 from dj_queue_admin.records import shown
 from dj_queue_admin.records.cells import since
-from dj_queue_admin.redaction import redaction, scrub
+from dj_queue_admin.redaction import redaction
+from dj_queue_admin.secrets import HIDDEN, Secrets
 
 if TYPE_CHECKING:
     from dj_queue_admin.records.record import RecordAdmin
@@ -67,7 +68,7 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
     call = shown.parse(job.payload_text)
     readable = not isinstance(call, shown.Unreadable)
     rules = redaction()
-    secrets = rules.secrets(job.task_path, call) if readable else []
+    secrets = rules.secrets(job.task_path, call) if readable else None
     arguments = rules.call(job.task_path, call) if readable else []
     failures = _failures(job, secrets)
     return {
@@ -76,11 +77,11 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
         "contents": contents,
         "arguments": [(each, shown.pretty(each.value)) for each in arguments] if contents else [],
         "unreadable": "" if readable else f"Not shown: {call.why}.",
-        "result": shown.pretty(rules.of(shown.parse(job.return_value_text))) if contents else "",
+        "result": shown.pretty(rules.of(shown.parse(job.return_value_text), secrets)) if contents else "",
         "has_result": job.finished_at is not None,
         "failures": failures if contents else [Failure(each.attempt, each.exception_class, "") for each in failures],
         "timeline": _timeline(admin, job, failures, now),
-        "limit": _limit(admin, config, job),
+        "limit": _limit(admin, config, job, secrets if contents else None),
         "recurring": _recurring(admin, config, job),
         "queue_url": _queue_url(admin, job),
         "similar_url": admin.url_of_list(Job, backend=config.alias, task=job.task_path),
@@ -90,7 +91,7 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
 # ---- attempts ---------------------------------------------------------------------------------------
 
 
-def _failures(job: Any, secrets: Sequence[str]) -> list[Failure]:
+def _failures(job: Any, secrets: Secrets | None) -> list[Failure]:
     """The errors of all attempts, the newest first."""
     workers = _strings(shown.parse(job.worker_ids_text))
     found = []
@@ -105,16 +106,24 @@ def _failures(job: Any, secrets: Sequence[str]) -> list[Failure]:
 
 
 def _failure(
-    attempt: int, path: str, text: str, message: str, workers: Sequence[str], secrets: Sequence[str]
+    attempt: int, path: str, text: str, message: str, workers: Sequence[str], secrets: Secrets | None
 ) -> Failure:
     worker = workers[attempt - 1] if attempt <= len(workers) else ""
     return Failure(
         attempt,
         shown.visible(path, longest=255, lines=False),
-        shown.visible(scrub(text, secrets)),
-        shown.visible(scrub(message, secrets), longest=2_000),
+        shown.visible(_hidden(text, path, secrets)),
+        shown.visible(_hidden(message, path, secrets), longest=2_000),
         shown.visible(worker, longest=255, lines=False),
     )
+
+
+def _hidden(text: str, exception_class: str, secrets: Secrets | None) -> str:
+    if secrets is not None:
+        return secrets.hide(text)
+    # The queue's own errors are about arguments that could not be read: the task never had them.
+    ours = exception_class.startswith("dj_queue.")
+    return text if ours or not text else "Not shown: the arguments cannot be looked through for hidden values."
 
 
 def _list(value: Any) -> list[Any]:
@@ -187,13 +196,13 @@ def _jobs(config: BackendConfig, ids: Sequence[UUID]) -> list[Job]:
     return [found[job_id] for job_id in ids if job_id in found]
 
 
-def _limit(admin: RecordAdmin, config: BackendConfig, job: Job) -> dict[str, Any] | None:
+def _limit(admin: RecordAdmin, config: BackendConfig, job: Job, secrets: Secrets | None) -> dict[str, Any] | None:
     key = job.concurrency_key
     if not key:
         return None
     semaphore = Semaphore.objects.using(config.database_alias).filter(key=key).first()
     return {
-        "key": shown.visible(key, longest=255, lines=False),
+        "key": shown.visible(HIDDEN if secrets is None else secrets.hide(key), longest=255, lines=False),
         "limit": job.concurrency_limit,
         "semaphore": semaphore,
         "semaphore_url": admin.url_of(semaphore, backend=config.alias) if semaphore else "",

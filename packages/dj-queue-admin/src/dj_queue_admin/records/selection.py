@@ -30,12 +30,13 @@ from dj_queue.models import (
     ScheduledExecution,
 )
 from dj_queue_admin.records import shown
-from dj_queue_admin.redaction import redaction, scrub
+from dj_queue_admin.redaction import redaction
 
 WINDOW: Final = 20_000  # rows that are looked at where no index helps
 COUNTED: Final = 10_000  # rows that are counted
 MATCHES: Final = 1_000  # that a search for text keeps
 _LOADED = 200  # of them at a time
+_LOADED_AT_ONCE = 25  # and in memory
 
 DRIVERS: Final[dict[str, type[Model]]] = {
     "ready": ReadyExecution,
@@ -288,37 +289,45 @@ class Selection:
         return self._containing(self._rows.order_by(*self._order), MATCHES)
 
     def _containing(self, rows: QuerySet[Any], limit: int) -> _Hits:
-        """The jobs in which the text can be seen, among the first so many that have it; what is hidden is not found."""
+        """The first so many jobs in which the text can be seen.
+
+        What is hidden is not found; nor may a count, or that there are more, tell of it. So each job that has the
+        text is looked at, and those in which it cannot be seen leave no trace.
+        """
         path = f"{self._prefix}task_path"
         where = Q(**{f"{path}__icontains": self.text})
         fields = [path]
         if self.contents:
-            rows = shown.as_text(rows, payload_text=f"{self._prefix}payload")
+            # Longer arguments are not searched: they would be loaded whole, and parsed.
+            rows = shown.as_text(rows, shown.LONGEST_IN_LIST, payload_text=f"{self._prefix}payload")
             for needle in _as_json(self.text):
                 where |= Q(payload_text__icontains=needle)
             fields.append("payload_text")
             if self.model is FailedExecution:
                 where |= Q(exception_class__icontains=self.text) | Q(message__icontains=self.text)
                 fields += ["exception_class", "message"]
-        having = list(rows.filter(where).values_list(self._job, flat=True)[: limit + 1])
-        more, having = len(having) > limit, having[:limit]
-        seen: set[Any] = set()
+        having = list(rows.filter(where).values_list(self._job, flat=True)[:WINDOW])
+        found: list[Any] = []
         for start in range(0, len(having), _LOADED):
             # Not all at once: their arguments may be long.
-            loaded = rows.order_by().filter(**{f"{self._job}__in": having[start : start + _LOADED]})
-            seen.update(job_id for job_id, *values in loaded.values_list(self._job, *fields) if self._is_seen(*values))
-        return _Hits([job_id for job_id in having if job_id in seen], more)
+            some = having[start : start + _LOADED]
+            loaded = rows.order_by().filter(**{f"{self._job}__in": some}).values_list(self._job, *fields)
+            seen = {job_id for job_id, *values in loaded.iterator(_LOADED_AT_ONCE) if self._is_seen(*values)}
+            found += [job_id for job_id in some if job_id in seen]
+            if len(found) > limit:
+                return _Hits(found[:limit], more=True)
+        return _Hits(found)
 
     def _is_seen(self, task_path: str, payload: str = "null", *messages: str) -> bool:
         wanted = self.text.lower()
         if wanted in task_path.lower() or not self.contents:
             return wanted in task_path.lower()
-        call = shown.parse(payload)
+        call = shown.parse(payload, shown.LONGEST_IN_LIST)
         if isinstance(call, shown.Unreadable):
             return False
         rules = redaction()
         secrets = rules.secrets(task_path, call)
-        if any(wanted in scrub(message, secrets).lower() for message in messages):
+        if any(wanted in secrets.hide(message).lower() for message in messages):
             return True
         texts = [json.dumps([[name, value] for name, value, _ in rules.call(task_path, call)], ensure_ascii=False)]
         return any(needle.lower() in text.lower() for text in texts for needle in _as_json(self.text))

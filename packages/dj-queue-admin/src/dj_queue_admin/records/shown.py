@@ -13,7 +13,8 @@ from django.db.models.functions import Cast, Left
 from dj_queue_admin.redaction import Argument
 
 LONGEST: Final = 20_000  # characters of one value on a job's own page
-LONGEST_IN_LIST: Final = 4_000  # of what is read for one row of a list
+# Of what is read for one row of a list: whole, or not at all, as what is hidden is found in whole values alone.
+LONGEST_IN_LIST: Final = 64_000
 _BRIEF = 140
 _ONE_LINE = 80
 
@@ -71,7 +72,7 @@ def brief(call: Sequence[Argument]) -> str:
     """Arguments on one short line, for a list."""
     parts, length = [], 0
     for name, value, keyword in call:
-        part = _short(value)
+        part = _short(value)[: 2 * _BRIEF]
         parts.append(f"{name}={part}" if keyword else part)
         length += len(parts[-1]) + 2
         if length > _BRIEF:
