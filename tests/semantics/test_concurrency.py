@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from django.db import ProgrammingError, connection, connections, transaction
+from django.db import ProgrammingError, connection, transaction
 from django.db.models import Count, Model, Q
 from django.tasks import TaskResultStatus, default_task_backend, task_backends
 from django.utils import timezone
