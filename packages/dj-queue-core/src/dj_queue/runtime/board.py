@@ -1,4 +1,4 @@
-"""What a runner tells its supervisor without a database: its process row, the last claim that it started, its end.
+"""What a runner tells its supervisor without a database: its row, the last claim that it started, its life, its end.
 
 It lies in memory that both share, so that it can still be read when the process was killed. So does whatever
 a task forks: only the process of the runner itself may write.
@@ -10,7 +10,8 @@ import struct
 
 # Native: each number is written at once, and not byte by byte.
 _NUMBER = struct.Struct("@q")
-_STARTED, _PROCESS, _END = (n * _NUMBER.size for n in range(3))
+_TIME = struct.Struct("@d")
+_STARTED, _PROCESS, _END, _UNTIL = (n * _NUMBER.size for n in range(4))
 
 
 class Board:
@@ -20,7 +21,7 @@ class Board:
     """
 
     def __init__(self) -> None:
-        self._memory = mmap.mmap(-1, 3 * _NUMBER.size)
+        self._memory = mmap.mmap(-1, 4 * _NUMBER.size)
         self._writer = os.getpid()
 
     def take(self) -> None:
@@ -49,6 +50,17 @@ class Board:
     @end.setter
     def end(self, end: int) -> None:
         self._write(_END, end + 1)
+
+    @property
+    def until(self) -> float:
+        """When the runner will have moved this on, or have ended, by the clock of leases; else it hangs."""
+        moment: float = _TIME.unpack_from(self._memory, _UNTIL)[0]
+        return moment
+
+    @until.setter
+    def until(self, moment: float) -> None:
+        if os.getpid() == self._writer:
+            _TIME.pack_into(self._memory, _UNTIL, moment)
 
     def started(self, claim_id: int) -> None:
         """Note a start, before it happens. The caller sees to it that threads do so one at a time."""

@@ -31,6 +31,7 @@ class ForkSupervisor(Supervisor):
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
         self._children: dict[int, Plan] = {}
+        self._killed: set[int] = set()
         self._receivers_since = math.inf  # on the monotonic clock
         self._replaced: dict[str, int] = {}  # the pid that each name had last
 
@@ -63,11 +64,20 @@ class ForkSupervisor(Supervisor):
         for pid in list(self._children):
             how = _reap(pid)
             if how:
+                self._killed.discard(pid)
                 plan = self._children.pop(pid)
                 if plan.end is not End.DRAINED and not self._stopping:
                     logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, how)
                 ended.append(Ended(plan, plan.end))
         return ended
+
+    def _end_hung(self) -> None:
+        for pid, plan in self._children.items():
+            if pid not in self._killed and self._hangs(plan):
+                self._killed.add(pid)
+                state = "has not registered in time" if plan.board.process_id is None else "does not answer any more"
+                logger.error("dj_queue %s (process %s) %s: it is killed and replaced", plan.name, pid, state)
+                self._signal(pid, signal.SIGKILL)
 
     def _stop_runners(self) -> None:
         self._signal_children(signal.SIGTERM)
@@ -95,8 +105,11 @@ class ForkSupervisor(Supervisor):
 
     def _signal_children(self, number: int) -> None:
         for pid in list(self._children):
-            with suppress(ProcessLookupError):  # reaped, and a handler came in between
-                os.kill(pid, number)
+            self._signal(pid, number)
+
+    def _signal(self, pid: int, number: int) -> None:
+        with suppress(ProcessLookupError):  # reaped, and a handler came in between
+            os.kill(pid, number)
 
 
 def _reap(pid: int, *, wait: bool = False) -> str | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
 from dj_queue.config import BackendConfig
+from dj_queue.runtime import lease as leases
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.dispatcher import Dispatcher
 from dj_queue.runtime.process import End, Runner, backoff
@@ -35,9 +37,13 @@ class Plan:
         """How the runner ended, as it says itself; who says nothing was ended by something else."""
         return End.CRASHED if self.board.end is None else End(self.board.end)
 
-    def begin(self) -> None:
-        """Make room for the next: nothing that the last one said counts for it."""
+    def begin(self, *, patience: float = math.inf) -> None:
+        """Make room for the next, which is to be heard of within `patience` seconds.
+
+        Nothing that the last one said counts for it.
+        """
         self.board = Board()
+        self.board.until = leases.now() + patience
 
     def started(self) -> None:
         self.started_at = time.monotonic()

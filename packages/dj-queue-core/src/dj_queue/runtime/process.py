@@ -69,7 +69,7 @@ class Runner(ABC):
         self.process_id: int | None = None
         self.parent: int | None = None  # the supervisor's pid, where this runner is a child process
         self.end = End.DRAINED
-        self.lease = Lease(config.process_alive_threshold)
+        self.lease = self._new_lease()
         self.wakeup = Wakeup()
         # Plain flags: a signal handler must not wait for a lock that the interrupted code may hold.
         self._stopping = False
@@ -108,15 +108,17 @@ class Runner(ABC):
             self._register_until_stopped()
             if self.process_id is None:
                 return self.end
-            hooks.run_hooks(f"{kind}.start", self, self.config)
             with Heartbeat(self.config, kind, self.process_id, self.lease, self.lapse):
                 try:
+                    # A model that takes minutes to load is no reason to be pruned.
+                    hooks.run_hooks(f"{kind}.start", self, self.config)
                     while not self.stopping and not self._orphaned():
                         self._rest(self.attempt(self.step))
                 finally:
                     # Also after a crash: what was claimed and not started is given back.
                     hooks.run_hooks(f"{kind}.stop", self, self.config)
                     self.drain()
+            self._expect()
             if self.end is End.DRAINED:
                 self.attempt(self._deregister)
                 if self._failures:  # perhaps only the connection was stale, after a long sleep
@@ -184,8 +186,10 @@ class Runner(ABC):
 
     def _register_until_stopped(self) -> None:
         while not self.stopping and not self._orphaned() and self.process_id is None:
+            self._expect()
             wait = self.attempt(self._register)
             if self.process_id is None:
+                self._expect(wait)
                 self.sleep(wait)
 
     def _register(self) -> float:
@@ -200,9 +204,19 @@ class Runner(ABC):
             supervisor_id=self.supervisor,
         )
         self.board.process_id = self.process_id
-        self.lease = Lease(self.config.process_alive_threshold)
+        self.lease = self._new_lease()
         self.lease.renew(sent_at)
         return 0.0
+
+    def _new_lease(self) -> Lease:
+        def hold(until: float) -> None:
+            self.board.until = until
+
+        return Lease(self.config.process_alive_threshold, hold)
+
+    def _expect(self, seconds: float = 0.0) -> None:
+        """Say when the supervisor may expect to hear again, where there is no lease that does."""
+        self.board.until = leases.now() + seconds + leases.patience(self.config.process_alive_threshold)
 
     def _deregister(self) -> float:
         assert self.process_id is not None

@@ -24,6 +24,7 @@ from dj_queue import hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery
+from dj_queue.runtime import lease as leases
 from dj_queue.runtime import session, signals
 from dj_queue.runtime.announcer import Announcer
 from dj_queue.runtime.child import title
@@ -37,6 +38,11 @@ logger = logging.getLogger("dj_queue")
 
 # Beyond `shutdown_timeout`, for a runner to give back and deregister before it is ended.
 GRACE = 2.0
+
+# Seconds between two looks at the runners, at least, after which this process was stopped itself.
+_GAP = 1.0
+# Seconds beyond its lease, at least, in which a runner that runs at all has ended by itself.
+_SLACK = 1.0
 
 # How many ended runners are remembered, for claims of theirs that commit late.
 _REMEMBERED = 1000
@@ -72,6 +78,8 @@ class Supervisor(ABC):
         self._wakeup = Wakeup()
         self._announcer = Announcer(config, self.name)
         self._gone: dict[int, int] = {}  # by process row: the last claim that a runner of ours, now ended, has started
+        self._left_at = leases.now()  # the last look at the runners, on the clock of leases
+        self._fair_at = 0.0  # when they have had their chance, after a time in which neither they nor this ran
         self._unheld: set[int] = set()  # claims without a process, at the last beat
         # Plain values: a signal handler must not wait for a lock that the interrupted code may hold.
         self._stopping = False
@@ -130,15 +138,19 @@ class Supervisor(ABC):
         hooks.run_hooks("supervisor.start", self, self.config)
         self._waiting = list(self._plans)
         self._start_waiting()
+        self._left_at = leases.now()
 
     def poll_once(self) -> None:
         """Look after the runners and heartbeat; to be called every `polling_interval` seconds."""
+        self._notice_gap()
         self._unsettled += self._ended()
+        self._end_hung()
         self._settle()
         self._start_waiting()
         if time.monotonic() >= self._next_beat:
             self._next_beat = time.monotonic() + self.config.process_heartbeat_interval
             self._on_database(self._beat)
+        self._left_at = leases.now()
 
     def stop(self) -> None:
         """Stop every runner, wait for what they bring to an end, settle the rest, deregister."""
@@ -194,6 +206,10 @@ class Supervisor(ABC):
         """Take the runners that have ended since the last call."""
 
     @abstractmethod
+    def _end_hung(self) -> None:
+        """See to it that runners that answer nothing end, and are replaced."""
+
+    @abstractmethod
     def _stop_runners(self) -> None:
         """Ask every runner to stop; return when all have ended, and leave them in `_unsettled`."""
 
@@ -217,12 +233,30 @@ class Supervisor(ABC):
             metadata=self.metadata,
         )
 
+    def _notice_gap(self) -> None:
+        """Let runners come to themselves where they were stopped together with this process, as in a machine's sleep.
+
+        They may be hours late then, and are well: the next heartbeat, or the last one that a lease allows, tells.
+        """
+        now = leases.now()
+        grace = self.config.process_alive_threshold * leases.GRACE
+        if now - self._left_at > max(_GAP, grace):
+            self._fair_at = now + self.config.process_heartbeat_interval + 2 * grace
+
+    def _hangs(self, plan: Plan) -> bool:
+        """Whether the runner has not ended although it must have, by its own last word: its lease is over.
+
+        It is seen without the database: while that is away, a runner that is well ends by itself.
+        """
+        slack = max(_SLACK, self.config.process_alive_threshold * leases.GRACE / 2)
+        return leases.now() > max(plan.board.until + slack, self._fair_at)
+
     def _start_waiting(self) -> None:
         now = time.monotonic()
         due = [plan for plan in self._waiting if plan.due_at <= now]
         self._waiting = [plan for plan in self._waiting if plan.due_at > now]
         for plan in due:
-            plan.begin()
+            plan.begin(patience=leases.patience(self.config.process_alive_threshold))
             try:
                 self._start_runner(plan)
             except (OSError, RuntimeError) as error:  # no process, no thread, no memory to be had just now
@@ -272,9 +306,12 @@ class Supervisor(ABC):
         if self.process_id is None or not processes.heartbeat(self.config, self.process_id):
             logger.warning("dj_queue %s: its process row was gone, registering again", self.name)
             self._register()
-        found = recovery.survey(self.config, except_for=[self.process_id] if self.process_id else [])
+        # Its own runners are looked after without their rows, and only once they have ended for certain.
+        own = [plan.board.process_id for plan in self._plans]
+        found = recovery.survey(self.config, except_for=[each for each in (self.process_id, *own) if each is not None])
         self._settle_unheld(found.unheld)
-        recovery.prune(self.config, expired=found.expired, elsewhere=self._announcer.submit)
+        if leases.now() > self._fair_at:  # a host that slept has other supervisors, too
+            recovery.prune(self.config, expired=found.expired, elsewhere=self._announcer.submit)
 
     def _settle_unheld(self, unheld: Mapping[int, int | None]) -> None:
         """Settle claims without a process, which may commit at any time after its end.

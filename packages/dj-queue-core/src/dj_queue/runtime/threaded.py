@@ -48,6 +48,16 @@ class AsyncSupervisor(Supervisor):
         runners = [(plan, self._threads.pop(plan)[0]) for plan in over]
         return [Ended(plan, plan.end, runner) for plan, runner in runners]
 
+    def _end_hung(self) -> None:
+        """A thread cannot be ended: it is given up, with what it claimed, and another takes its place."""
+        for plan, (runner, _) in list(self._threads.items()):
+            if self._hangs(plan):
+                logger.error("dj_queue %s does not answer any more: it is given up and replaced", plan.name)
+                runner.lease.end()
+                runner.request_stop(hurry=True)
+                del self._threads[plan]
+                self._unsettled.append(Ended(plan, End.CRASHED, runner))
+
     def _stop_runners(self) -> None:
         for runner, _ in self._threads.values():
             runner.request_stop()
