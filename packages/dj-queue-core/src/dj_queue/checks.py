@@ -9,6 +9,7 @@
     dj_queue.W002  An earlier router answers for dj-queue's tables.
     dj_queue.W003  The configured processes may open more connections than the server allows.
     dj_queue.W004  A process may need more connections than Django's pool holds.
+    dj_queue.W006  The driver of a queue's database does not wake idle workers.
     dj_queue.W005  DJ_QUEUE_CONFIG names a file for one alias, and there are several.
 
 `manage.py check --tag dj_queue` runs these alone. W003 opens a connection, so a plain `manage.py check` leaves
@@ -36,6 +37,7 @@ from dj_queue.config import (
     process_config,
     usual_alias,
 )
+from dj_queue.dialects import dialect_for
 from dj_queue.runtime import budget
 
 TAG = "dj_queue"
@@ -56,6 +58,7 @@ def register() -> None:
         check_flat_file,
         check_router,
         check_databases,
+        check_drivers,
         check_distributions,
         check_sqlite,
         check_pools,
@@ -134,6 +137,24 @@ def check_databases(app_configs: object = None, **kwargs: Any) -> list[CheckMess
         except ImproperlyConfigured as error:
             hint = "Until then, `manage.py dj_queue` raises this error."
             found.append(checks.Error(str(error), hint=hint, id="dj_queue.E004"))
+    return found
+
+
+def check_drivers(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    found: list[CheckMessage] = []
+    for config in _readable():
+        with suppress(ImproperlyConfigured):  # `check_databases` says it
+            reason = dialect_for(config.database_alias).deaf() if config.listen_notify else None
+            if reason:
+                said, _, command = reason.partition(". ")
+                found.append(
+                    checks.Warning(
+                        f"Workers of {config.alias!r} poll for new work, at most every `polling_interval`, and are not"
+                        f" woken by it: {said}. Enqueueing and running work.",
+                        hint=f"{command}, or set the option listen_notify to False.",
+                        id="dj_queue.W006",
+                    )
+                )
     return found
 
 

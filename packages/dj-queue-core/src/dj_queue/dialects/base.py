@@ -336,6 +336,10 @@ class Dialect(ABC):
         """What two connections have in common if a notification on one of them reaches the other."""
         return None
 
+    def deaf(self) -> str | None:
+        """Why the database could tell, and the driver would not hear it; and what to do."""
+        return None
+
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
         """Start listening for ready jobs on this connection; False where that cannot be had."""
         return False

@@ -212,10 +212,15 @@ class PostgreSQL(Dialect):
         cursor.execute("SELECT current_database(), pg_postmaster_start_time()")
         return cursor.fetchone()
 
+    def deaf(self) -> str | None:
+        if is_psycopg3:
+            return None
+        return 'the driver psycopg2 wakes nobody. Run: pip install "dj-queue-core[postgres]" (psycopg 3)'
+
     def listen(self, connection: BaseDatabaseWrapper) -> bool:
+        if self.deaf():
+            return False
         with connection.cursor() as cursor:
-            if not hasattr(connection.connection, "pgconn"):  # psycopg2: polling serves
-                return False
             cursor.execute(f"LISTEN {sql.CHANNEL}")
         heard: set[str] = set()
         connection.connection.add_notify_handler(lambda notification: heard.add(notification.payload))

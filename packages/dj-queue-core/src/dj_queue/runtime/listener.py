@@ -14,6 +14,7 @@ from django.db import Error, OperationalError, connections
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for
 from dj_queue.runtime import session
+from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
 
@@ -36,6 +37,7 @@ class Listener:
         self._open_at = 0.0
         self._ping_at = 0.0
         self._said = ""
+        self._failed = False
 
     @property
     def apart(self) -> bool:
@@ -46,8 +48,15 @@ class Listener:
         """The queue's connection was opened anew."""
         if self.apart:
             self._open_at = 0.0
-        else:
-            self.listening = self._config.listen_notify and self._may_listen() and self._listen()
+        elif self._config.listen_notify:
+            try:
+                self.listening = self._may_listen() and self._listen()
+            except Error as error:
+                if dialect_for(self._alias).is_away(error):
+                    raise
+                # The server refuses this alone, so polling serves.
+                self._say(f"{self._alias!r} does not let it listen: {error}")
+                self.lost(error)
 
     def look_after(self) -> None:
         """Open a connection of its own, where it is to have one and has none; to be called now and then."""
@@ -78,9 +87,14 @@ class Listener:
             return None
         return dialect_for(self._alias).socket(connection)
 
-    def lost(self, error: Exception) -> None:
-        """A connection of its own broke, or cannot be opened."""
-        self._say(f"{self._alias!r}, over which it listens, does not answer: {error}")
+    def lost(self, error: Exception, *, tell: bool = True) -> None:
+        """What it listens on broke, cannot be opened, or does not let it listen: told once, until it listens again."""
+        if tell and not self._failed:
+            self._failed = True
+            if self.apart:
+                self._say(f"{self._alias!r}, over which it listens, does not answer: {error}")
+            report(self._config, error, "worker.notify", traceback=False)
+        self.listening = False
         self.close()
 
     def close(self) -> None:
@@ -92,6 +106,9 @@ class Listener:
     # ---- steps ----
 
     def _may_listen(self) -> bool:
+        if reason := dialect_for(self._alias).deaf():
+            self._say(f"{reason}, or turn listen_notify off")
+            return False
         if self._config.listen_database_alias is None and dialect_for(self._alias).is_pooled(connections[self._alias]):
             self._say(
                 f"a connection pooler stands before {self._alias!r}, and what pools transactions delivers no"
@@ -103,6 +120,9 @@ class Listener:
 
     def _open(self) -> bool:
         self.close()
+        if reason := dialect_for(self._alias).deaf():
+            self._say(f"{reason}, or turn listen_notify off")
+            return False
         session.connect(self._config, self._alias)
         if dialect_for(self._alias).is_pooled(connections[self._alias]):
             self._say(f"a connection pooler stands before {self._alias!r} too. Name an alias that goes around it")
@@ -119,7 +139,7 @@ class Listener:
         self._ping_at = time.monotonic() + _PING
         if self._said:
             logger.warning("dj_queue %s listens for new work again", self._name)
-            self._said = ""
+        self._said, self._failed = "", False
         return True
 
     def _place(self, alias: str) -> object:

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from django.db import OperationalError
+from django.db import Error, OperationalError
 
 from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
@@ -89,6 +89,12 @@ class Worker(Runner):
         if self.process_id is not None:
             self._look_for_strays_at = 0.0
 
+    def away(self, error: Error) -> float:
+        if self._listener.listening and not self._listener.apart:
+            # Of one outage, the first failure alone. Without a callback, the line that follows says it.
+            self._listener.lost(error, tell=not self._failures and self.config.on_thread_error is not None)
+        return super().away(error)
+
     def step(self) -> float:
         self._listener.look_after()
         self._record(claiming=True)
@@ -114,6 +120,7 @@ class Worker(Runner):
                 self._listener.lost(error)
                 self._look_at_once()
             else:
+                self._listener.lost(_lost(error), tell=not self._failures)
                 self.away(_lost(error))
             # Nobody is told of anything until there is a connection again.
             self.wakeup.set()
