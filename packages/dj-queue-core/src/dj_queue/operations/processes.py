@@ -63,3 +63,19 @@ def count_fresh(config: BackendConfig, *, max_age: float) -> int:
     """Return how many processes of the alias had a heartbeat within `max_age` seconds."""
     rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias)
     return rows.filter(last_heartbeat_at__gte=dialect_for(config.database_alias).clock(ago=max_age)).count()
+
+
+def lacks_workers(config: BackendConfig, *, max_age: float = 0.0) -> bool:
+    """Whether a supervisor has beaten for longer than `process_alive_threshold`, and no worker has within that time.
+
+    Only where it is to run workers; a longer `max_age` (seconds) counts instead. While all workers hang, or none
+    comes to start, the supervisor's own row would say that all is well.
+    """
+    since = dialect_for(config.database_alias).clock(ago=max(max_age, config.process_alive_threshold))
+    fresh = Process.objects.using(config.database_alias).filter(
+        backend_alias=config.alias, last_heartbeat_at__gte=since
+    )
+    if fresh.filter(kind=Process.Kind.WORKER).exists():
+        return False
+    supervisors = fresh.filter(kind=Process.Kind.SUPERVISOR, created_at__lt=since)
+    return any(told.get("worker_count") for told in supervisors.values_list("metadata", flat=True))

@@ -15,7 +15,7 @@ _LONGEST = 100 * 365 * 86400
 
 
 class Command(BaseCommand):
-    help = "Exit with 0 if a process of the backend has a fresh heartbeat, with 1 if none has."
+    help = "Exit with 0 if a process of the backend has a fresh heartbeat, with 1 if none has or all workers hang."
     requires_system_checks = ()
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -33,6 +33,7 @@ class Command(BaseCommand):
         max_age = config.process_alive_threshold if options["max_age"] is None else options["max_age"]
         try:
             fresh = processes.count_fresh(config, max_age=max_age)
+            idle = processes.lacks_workers(config, max_age=max_age)
         except Error as error:
             reason = f"the database {config.database_alias!r} does not answer: {error}"
             if dialect_for(config.database_alias).lacks_table(error):
@@ -42,6 +43,12 @@ class Command(BaseCommand):
             raise CommandError(
                 f"unhealthy: no process of {config.alias!r} has had a heartbeat within {max_age:g} seconds."
                 " Start one: manage.py dj_queue"
+            )
+        if idle:
+            age = max(max_age, config.process_alive_threshold)
+            raise CommandError(
+                f"unhealthy: a supervisor of {config.alias!r} is alive, and none of its workers has had a heartbeat"
+                f" within {age:g} seconds: they hang, or do not start. Read the log of manage.py dj_queue."
             )
         self.stdout.write("healthy")
 
