@@ -1,4 +1,4 @@
-"""A task that raises is kept, with its error, until somebody retries or discards it."""
+"""A task that raises is kept, with its error, until it is retried or discarded."""
 
 from project import runtime, wait_until_finished
 

@@ -12,7 +12,7 @@ results = [add.enqueue(1, 2), note.enqueue("kept for a day"), charge.enqueue(1, 
 with runtime():
     wait_until_finished(*results)
 
-# By hand: what is older than so many seconds, of one task or all. Failed jobs are kept unless a time is given.
+# By hand: what is older than a number of seconds, of one task or all. Failed jobs are kept unless a time is given.
 call_command("dj_queue_prune", "--older-than=0", "--failed-older-than=0", "--dry-run")
 call_command("dj_queue_prune", "--older-than=0", "--task-path=tasks.add")
 print("left:", *Job.objects.order_by("task_path").values_list("task_path", flat=True))

@@ -1,4 +1,4 @@
-"""At most so many jobs of one key at once: the others wait, or are dropped."""
+"""At most a number of jobs of one key at once: the others wait, or are dropped."""
 
 from project import runtime, wait_until_finished
 
