@@ -519,7 +519,8 @@ KEEP_ALL = {"clear_finished_jobs_after": None}
     [
         ({}, True),
         (KEEP_ALL, False),
-        ({"preserve_finished_jobs": False}, False),
+        ({"preserve_finished_jobs": False}, True),  # some are there all the same
+        ({**KEEP_ALL, "preserve_finished_jobs": False}, True),
         ({**KEEP_ALL, "clear_failed_jobs_after": 0}, True),
         ({**KEEP_ALL, "clear_recurring_executions_after": 5}, True),
         ({**KEEP_ALL, "recurring": {"nightly": NIGHTLY}}, True),

@@ -287,12 +287,15 @@ def test_the_scheduler_cleans_a_batch_of_each_kind_a_step(configure: Any, schedu
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (0, 1, 2)),
-        ({"clear_finished_jobs_after": None}, (1, 1, 2)),
-        ({"preserve_finished_jobs": False}, (1, 1, 2)),
-        ({"clear_failed_jobs_after": 5}, (0, 0, 2)),
+        ({}, (0, 1, 1)),  # of the ticks, whose jobs are gone, the newest
+        ({"clear_finished_jobs_after": None}, (1, 1, 1)),
+        ({"preserve_finished_jobs": False}, (0, 1, 1)),
+        ({"preserve_finished_jobs": False, "clear_finished_jobs_after": None}, (0, 1, 1)),
+        ({"preserve_finished_jobs": False, "clear_finished_jobs_after": 3 * DAY}, (1, 1, 1)),
+        ({"clear_failed_jobs_after": 5}, (0, 0, 1)),
         ({"clear_recurring_executions_after": 5}, (0, 1, 1)),
-        ({"clear_finished_jobs_after": 0}, (0, 1, 2)),
+        ({"clear_finished_jobs_after": 0}, (0, 1, 1)),
+        ({"clear_recurring_executions_after": 9 * DAY}, (0, 1, 2)),
     ],
     ids=str,
 )

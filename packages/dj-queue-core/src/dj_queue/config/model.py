@@ -5,6 +5,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 type Mode = Literal["fork", "async"]
+type CatchUp = Literal["latest", "none"]
+
+_DAY = 86400.0
 
 # A runner believes that it is alive for nine tenths of the threshold (see runtime/lease.py). Within them the
 # next heartbeat has to arrive, and a second try where the first one fails.
@@ -35,6 +38,8 @@ class DispatcherConfig:
 class SchedulerConfig:
     dynamic_tasks_enabled: bool = False
     polling_interval: float = 5.0
+    # Of the ticks that were missed while no scheduler ran: the latest is made up for, or none.
+    catch_up: CatchUp = "latest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,7 @@ class RecurringConfig:
     priority: int = 0
     description: str = ""
     timezone: str | None = None
+    catch_up: CatchUp | None = None  # as the scheduler's
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +73,7 @@ class BackendConfig:
     shutdown_timeout: float = 5
     supervisor_pidfile: str | None = None
     preserve_finished_jobs: bool = True
-    clear_finished_jobs_after: float | None = 86400
+    clear_finished_jobs_after: float | None = _DAY
     clear_failed_jobs_after: float | None = None
     clear_recurring_executions_after: float | None = None
     default_concurrency_duration: float = 180
@@ -82,10 +88,20 @@ class BackendConfig:
     config_file: str | None = None
 
     @property
+    def finished_kept_for(self) -> float | None:
+        """Seconds after which finished jobs are deleted, or None.
+
+        Without `preserve_finished_jobs` there are some too: from before it was turned off, discarded at enqueue, and
+        those that other rows refer to. No option keeps them.
+        """
+        if self.preserve_finished_jobs or self.clear_finished_jobs_after is not None:
+            return self.clear_finished_jobs_after
+        return _DAY
+
+    @property
     def cleanup_enabled(self) -> bool:
         """Whether a scheduler has anything to delete."""
-        finished = self.clear_finished_jobs_after if self.preserve_finished_jobs else None
-        ages = (finished, self.clear_failed_jobs_after, self.clear_recurring_executions_after)
+        ages = (self.finished_kept_for, self.clear_failed_jobs_after, self.clear_recurring_executions_after)
         return any(age is not None for age in ages)
 
     @property

@@ -25,6 +25,7 @@ DISPATCHER: dict[str, read.Reader] = {
 SCHEDULER: dict[str, read.Reader] = {
     "dynamic_tasks_enabled": read.boolean,
     "polling_interval": read.interval,
+    "catch_up": read.one_of("latest", "none"),
 }
 OPTIONS: dict[str, read.Reader] = {
     "mode": read.one_of("fork", "async"),

@@ -14,6 +14,7 @@ from dj_queue.config.readers import (
     Scalar,
     dotted_path,
     is_text,
+    one_of,
     optional,
     section,
     short_text,
@@ -38,7 +39,27 @@ def schedule_mistake(expression: str) -> str | None:
         return "it never fires"
     except Exception as error:  # another library's parser: whatever it raises, the text is wrong
         return str(error) or type(error).__name__
-    return None
+    return _seconds_mistake(expression)
+
+
+def _seconds_mistake(expression: str) -> str | None:
+    """Whether a sixth field may as well be the weekday of an expression that begins with its seconds.
+
+    Elsewhere seconds come first. What can mean one thing alone is taken; the rest would fire at other times than
+    its author thinks, and nothing would say so.
+    """
+    fields = expression.split()
+    if len(fields) < 6 or all(field == "*" for field in fields[:6]):
+        return None
+    seconds = fields[5]
+    if seconds.startswith("*/") or any(int(number) > 7 for number in re.findall(r"\d+", seconds)):
+        return None  # no weekday is written so
+    if seconds == "0" and len(fields) == 7:
+        return None  # there is no other way to give a year
+    return (
+        f"the sixth field, {seconds!r}, is the seconds here: they come last, and a weekday in their place would be"
+        " misread. Leave the field out for a tick at second 0, or write '* * * * * */10' for one every 10 seconds"
+    )
 
 
 # MySQL's JSON nests no deeper. What is wanted beyond these belongs into the task.
@@ -132,6 +153,7 @@ _FIELDS: dict[str, Reader] = {
     "priority": whole(-100, 100),
     "description": text,
     "timezone": zone,
+    "catch_up": one_of("latest", "none"),
 }
 _REQUIRED = ("task_path", "schedule")
 _key = short_text(255)

@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from django.core.exceptions import ValidationError
-from django.db import IntegrityError
+from django.db import Error, IntegrityError
 from django.db.backends.utils import CursorWrapper
+from django.db.models import QuerySet
 from django.tasks.exceptions import InvalidTask
 
 from dj_queue.annotations import AnyTaskResult
-from dj_queue.config import BackendConfig, RecurringConfig, backend_config, read_recurring_task
-from dj_queue.dialects import Dialect
+from dj_queue.config import BackendConfig, RecurringConfig, SchedulerConfig, backend_config, read_recurring_task
+from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.exceptions import AlreadyRecorded, EnqueueError, TaskPathError
 from dj_queue.models import RecurringExecution, RecurringTask
-from dj_queue.operations import jobs, results, transactions
-from dj_queue.operations.schedule import as_stored, aware
+from dj_queue.operations import jobs, results, schedulers, transactions
+from dj_queue.operations.schedule import as_stored, aware, latest_tick
+from dj_queue.thread_errors import report
 
-# What makes a task another task: a change of these is written, and `updated_at` moves with the schedule.
-_FIELDS = ("task_path", "payload", "schedule", "timezone", "queue_name", "priority", "description")
+logger = logging.getLogger("dj_queue")
+
+# A change of these moves `updated_at`: a schedule begins with its next tick.
 _WHEN = ("schedule", "timezone")
-
-# No scheduler is so late that it would enqueue a tick as old as this while later ones are there.
-_SETTLED = timedelta(hours=1)
 
 
 def schedule(
@@ -53,6 +54,14 @@ def schedule(
         "timezone": timezone,
     }
     wanted = _checked(config, key, options)
+    if config.scheduler is not None and not config.scheduler.dynamic_tasks_enabled:
+        logger.warning(
+            "dj_queue: the recurring task %r (%s) is stored, but does not fire: the alias %r has dynamic tasks off."
+            " Set its option scheduler.dynamic_tasks_enabled to True.",
+            key,
+            task_path,
+            config.alias,
+        )
 
     def save(dialect: Dialect, cursor: CursorWrapper) -> RecurringTask:
         rows = RecurringTask.objects.using(config.database_alias)
@@ -74,25 +83,38 @@ def unschedule(key: str, *, backend_alias: str = "default") -> int:
     return transactions.run(config.database_alias, lambda *_: rows.delete()[0], one_statement=True)
 
 
-def tasks(config: BackendConfig) -> list[RecurringTask]:
-    """Bring the table in line with the settings; return the tasks that are to fire."""
+def tasks(
+    config: BackendConfig, *, process_id: int | None = None, tell: Callable[[str], object] = logger.warning
+) -> list[RecurringTask]:
+    """Bring the table in line with the settings; return the tasks that this scheduler is to fire.
 
-    def sync(dialect: Dialect, cursor: CursorWrapper) -> None:
-        now = dialect.now(cursor)
-        for wanted in missing:
-            _save(config, present.get(wanted.key), wanted, static=True, now=now)
-        RecurringTask.objects.using(config.database_alias).filter(pk__in=gone).delete()
-
+    Those are its own, and dynamic ones if they are enabled. Where living schedulers differ, `schedulers` says
+    which of them changes a row, and each difference is told. Who has no process row, and so is not known to the
+    others, adds what is missing and removes nothing.
+    """
     rows = _rows(config)
     present = {row.key: row for row in rows}
-    missing = [wanted for wanted in config.recurring if _differs(present.get(wanted.key), wanted)]
-    configured = {wanted.key for wanted in config.recurring}
-    gone = [row.pk for row in present.values() if row.static and row.key not in configured]
-    if missing or gone:
-        transactions.run(config.database_alias, sync)
+    wanted = {task.key: task for task in config.recurring}
+    missing = [task for key, task in wanted.items() if key not in present or not present[key].static]
+    differing = [task for key, task in wanted.items() if key in present and _differs(present[key], task)]
+    strange = [row for row in rows if row.static and row.key not in wanted]
+    if differing or (strange and process_id is not None):
+        # Asked after the rows were read: whoever added one of them was known before it did.
+        alive = schedulers.living(config)
+        changed = [task for task in differing if _is_ours(config, alive, process_id, present[task.key], task, tell)]
+        gone = [row for row in strange if process_id is not None and not _is_kept(alive, process_id, row, tell)]
+    else:
+        changed, gone = [], []
+    if missing or changed or gone:
+        for task in changed:
+            _fire_before_change(config, present[task.key], task)
+        transactions.run(
+            config.database_alias,
+            lambda dialect, cursor: _sync(config, dialect.now(cursor), [*missing, *changed], gone),
+        )
         rows = _rows(config)
     dynamic = config.scheduler is not None and config.scheduler.dynamic_tasks_enabled
-    return [row for row in rows if row.static or dynamic]
+    return [row for row in rows if (row.key in wanted if row.static else dynamic)]
 
 
 def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -> AnyTaskResult:
@@ -108,15 +130,13 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
         row = rows.create(backend_alias=config.alias, task_key=task.key, run_at=as_stored(run_at))
         result = jobs.write(config, dialect, cursor, [prepared])[0]
         rows.filter(pk=row.pk).update(job_id=result.id)
-        if not config.preserve_finished_jobs:
-            # The ticks of deleted jobs have no job to go with.
-            settled = as_stored(run_at - _SETTLED)
-            rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=settled, job=None).delete()
         return result
 
     try:
         result = transactions.run(config.database_alias, enqueue)
     except IntegrityError as error:
+        if not _ticks(config, task).filter(run_at=as_stored(run_at)).exists():
+            raise  # of another kind: the tick is still to come
         raise AlreadyRecorded(f"{task.key} at {run_at.isoformat()}") from error
     jobs.tell(result)
     return result
@@ -132,18 +152,31 @@ def enqueue_now(key: str, *, backend_alias: str = "default") -> AnyTaskResult:
     return jobs.store(config, [_prepared(config, row)])[0]
 
 
-def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime) -> bool:
-    """Whether this tick, or a later one, was enqueued."""
-    rows = RecurringExecution.objects.using(config.database_alias)
-    return rows.filter(backend_alias=config.alias, task_key=task.key, run_at__gte=as_stored(run_at)).exists()
+def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime, *, until: datetime) -> bool:
+    """Whether this tick, or a later one up to `until`, was enqueued.
+
+    What lies beyond was enqueued while a clock was wrong, and says nothing of this one.
+    """
+    return _ticks(config, task).filter(run_at__gte=as_stored(run_at), run_at__lte=as_stored(until)).exists()
 
 
 def last_before(config: BackendConfig, task: RecurringTask, run_at: datetime) -> datetime | None:
     """The last recorded tick before this one."""
-    rows = RecurringExecution.objects.using(config.database_alias)
-    rows = rows.filter(backend_alias=config.alias, task_key=task.key, run_at__lt=as_stored(run_at))
+    rows = _ticks(config, task).filter(run_at__lt=as_stored(run_at))
     last = rows.order_by("-run_at").values_list("run_at", flat=True).first()
     return last and aware(last)
+
+
+def catches_up(config: BackendConfig, key: str) -> bool:
+    """Whether a tick that was missed is made up for: as the task's settings say, or the scheduler's."""
+    policy = next((task.catch_up for task in config.recurring if task.key == key), None)
+    return (policy or (config.scheduler or SchedulerConfig()).catch_up) == "latest"
+
+
+def missed_after(config: BackendConfig) -> timedelta:
+    """From which age on a tick was missed; a younger one is only late by a poll or two."""
+    polling_interval = (config.scheduler or SchedulerConfig()).polling_interval
+    return timedelta(seconds=max(60.0, 2 * polling_interval))
 
 
 def now(config: BackendConfig) -> datetime:
@@ -164,30 +197,104 @@ def _rows(config: BackendConfig) -> list[RecurringTask]:
     return list(rows.order_by("key"))
 
 
-def _values(wanted: RecurringConfig) -> dict[str, Any]:
-    return {
-        "task_path": wanted.task_path,
-        "payload": {"args": list(wanted.args), "kwargs": dict(wanted.kwargs)},
-        "schedule": wanted.schedule,
-        "timezone": wanted.timezone,
-        "queue_name": wanted.queue_name,
-        "priority": wanted.priority,
-        "description": wanted.description,
-    }
+def _ticks(config: BackendConfig, task: RecurringTask) -> QuerySet[RecurringExecution]:
+    rows = RecurringExecution.objects.using(config.database_alias)
+    return rows.filter(backend_alias=config.alias, task_key=task.key)
 
 
-def _differs(row: RecurringTask | None, wanted: RecurringConfig) -> bool:
-    if row is None or not row.static:
-        return True
-    values = _values(wanted)
-    return any(getattr(row, name) != values[name] for name in _FIELDS)
+# ---- where the table and the settings differ --------------------------------------------------------
+
+
+def _differs(row: RecurringTask, wanted: RecurringConfig) -> bool:
+    values = schedulers.definition(wanted)
+    return row.static and any(getattr(row, name) != values[name] for name in schedulers.FIELDS)
+
+
+def _is_ours(
+    config: BackendConfig,
+    alive: Sequence[schedulers.Living],
+    process_id: int | None,
+    row: RecurringTask,
+    wanted: RecurringConfig,
+    tell: Callable[[str], object],
+) -> bool:
+    """Whether this scheduler changes a row that is not as its settings have it."""
+    values, mine = schedulers.definition(wanted), schedulers.digest(wanted)
+    having = [each for each in alive if each.tasks is not None and row.key in each.tasks]
+    # Those that were started together have the same, and any of them may write it.
+    ours = not having or having[-1].process_id == process_id or having[-1].tasks[row.key] == mine  # type: ignore[index]
+    others = [each for each in having if each.process_id != process_id and each.tasks[row.key] != mine]  # type: ignore[index]
+    if others:
+        fields = ", ".join(field for field in schedulers.FIELDS if getattr(row, field) != values[field])
+        tell(
+            f"the recurring task {row.key!r} differs between schedulers, in {fields}: its row has the schedule"
+            f" {row.schedule!r}, the settings of this one have {wanted.schedule!r}, and {others[-1].label} has other"
+            " settings. "
+            + (
+                "This one was started last, so it changes the row."
+                if ours
+                else "That one was started later, so the row stays as it is. Deploy the same settings on every node."
+            )
+        )
+    return ours
+
+
+def _is_kept(
+    alive: Sequence[schedulers.Living], process_id: int, row: RecurringTask, tell: Callable[[str], object]
+) -> bool:
+    """Whether another living scheduler has the task of a row that this one's settings lack."""
+    other = next((each for each in reversed(alive) if each.process_id != process_id and each.has(row.key)), None)
+    if other is not None:
+        tell(
+            f"the recurring task {row.key!r} (schedule {row.schedule!r}) is not in the settings of this scheduler,"
+            f" but {other.label} runs: the task stays for as long as that one does, and this one does not fire it."
+        )
+    return other is not None
+
+
+def _fire_before_change(config: BackendConfig, row: RecurringTask, wanted: RecurringConfig) -> None:
+    """Enqueue what is due by the schedule that is about to go: the new one begins only with its next tick.
+
+    As the new definition has it: the old one's task may no longer be there.
+    """
+    if all(getattr(row, name) == schedulers.definition(wanted)[name] for name in _WHEN):
+        return
+    time = now(config)
+    try:
+        due = latest_tick(row.schedule, row.timezone, time)
+    except Exception:  # a row with a schedule that is none has nothing due
+        return
+    if due is None or due <= aware(row.updated_at) or was_recorded(config, row, due, until=time):
+        return
+    if not catches_up(config, row.key) and time - due > missed_after(config):
+        return
+    task = RecurringTask(backend_alias=config.alias, key=row.key, **schedulers.definition(wanted))
+    try:
+        enqueue_tick(config, task, due)
+    except AlreadyRecorded:
+        return
+    except Exception as error:
+        if isinstance(error, Error) and dialect_for(config.database_alias).is_away(error):
+            raise
+        report(config, error, f"scheduler.run:{row.key}")
+
+
+def _sync(
+    config: BackendConfig, now: datetime, wanted: Sequence[RecurringConfig], gone: Sequence[RecurringTask]
+) -> None:
+    rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
+    keys = [task.key for task in wanted]
+    present = {row.key: row for row in rows.filter(key__in=keys).order_by("key").select_for_update()}
+    for task in wanted:
+        _save(config, present.get(task.key), task, static=True, now=now)
+    rows.filter(pk__in=[row.pk for row in gone]).delete()
 
 
 def _save(
     config: BackendConfig, row: RecurringTask | None, wanted: RecurringConfig, *, static: bool, now: datetime
 ) -> RecurringTask:
     rows = RecurringTask.objects.using(config.database_alias)
-    values = {**_values(wanted), "static": static}
+    values = {**schedulers.definition(wanted), "static": static}
     if row is None:
         # Another scheduler may be adding the same task just now.
         created, _ = rows.get_or_create(

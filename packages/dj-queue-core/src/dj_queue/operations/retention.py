@@ -18,6 +18,9 @@ from dj_queue.operations import transactions
 
 BATCH = 500
 
+# Seconds. No scheduler is so late that it would enqueue a tick as old as this while later ones are there.
+_SETTLED = 3600.0
+
 _LOOK = 10_000  # how many jobs a walk passes in one call, at most
 _CLOCKS_DIFFER = timedelta(hours=1)  # an id tells the time of the host that made it
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
@@ -124,11 +127,22 @@ def delete_recurring(
     return transactions.run(using, delete)
 
 
+def delete_jobless_ticks(config: BackendConfig, *, batch_size: int = BATCH) -> int:
+    """Delete one batch of ticks whose jobs are gone, where no option keeps them longer; return how many."""
+    using = config.database_alias
+    # Found by the index on the job, which nearly every other tick has; and without a transaction, as there is
+    # seldom any.
+    rows = recurring(config, _SETTLED).filter(job=None).order_by()
+    pks = list(rows.values_list("pk", flat=True)[:batch_size])
+    ticks = RecurringExecution.objects.using(using).filter(pk__in=pks, job=None)
+    return transactions.run(using, lambda *_: ticks.delete()[0]) if pks else 0
+
+
 def keep_newest_ticks(database: str, job_ids: Sequence[UUID]) -> None:
     """Before these jobs are deleted: a task's newest tick must outlive its job. The others go with theirs."""
     ticks = RecurringExecution.objects.using(database)
     # Not in one statement: MySQL updates no table that it reads in a subquery.
-    newest = list(ticks.filter(~Exists(_newer()), job_id__in=job_ids).values_list("pk", flat=True))
+    newest = list(ticks.filter(~Exists(_newer(database)), job_id__in=job_ids).values_list("pk", flat=True))
     if newest:
         ticks.filter(pk__in=newest).update(job=None)
 
@@ -158,17 +172,23 @@ def recurring(config: BackendConfig, older_than: float, task_key: str | None = N
     )
     if task_key:
         rows = rows.filter(task_key=task_key)
-    return rows.filter(Exists(_newer())).order_by("run_at", "pk")
+    return rows.filter(Exists(_newer(config.database_alias))).order_by("run_at", "pk")
 
 
 def _before(config: BackendConfig, older_than: float) -> Expression:
     return dialect_for(config.database_alias).clock(ago=older_than)
 
 
-def _newer() -> QuerySet[RecurringExecution]:
-    """Later ticks of the same task. A task's newest tick keeps it from firing again, and always stays."""
+def _newer(database: str) -> QuerySet[RecurringExecution]:
+    """Later ticks of the same task. A task's newest tick keeps it from firing again, and always stays.
+
+    One that lies in the future was enqueued while a clock was wrong, and keeps nothing from firing now.
+    """
     return RecurringExecution.objects.filter(
-        backend_alias=OuterRef("backend_alias"), task_key=OuterRef("task_key"), run_at__gt=OuterRef("run_at")
+        backend_alias=OuterRef("backend_alias"),
+        task_key=OuterRef("task_key"),
+        run_at__gt=OuterRef("run_at"),
+        run_at__lte=dialect_for(database).clock(),
     )
 
 

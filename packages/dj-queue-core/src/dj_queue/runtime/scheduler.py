@@ -8,29 +8,42 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
+from django.db import Error
+
 from dj_queue.config import BackendConfig, SchedulerConfig
 from dj_queue.exceptions import AlreadyRecorded
 from dj_queue.models import Process, RecurringTask
-from dj_queue.operations import recurring, retention
+from dj_queue.operations import recurring, retention, schedulers
 from dj_queue.operations.schedule import aware, latest_tick, next_tick
 from dj_queue.runtime.board import Board
-from dj_queue.runtime.process import DATABASE_AWAY, Runner
+from dj_queue.runtime.process import Runner
 from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
 
-# A tick that nobody was there to enqueue is made up for if it is younger than this; older ones are skipped.
-MISSED = timedelta(days=1)
-
 _TRY_AGAIN = timedelta(minutes=1)
 _NEVER = datetime.max.replace(tzinfo=UTC)
 
+# How many different warnings are remembered as said.
+_MOST_TOLD = 10_000
+
 
 class Next(NamedTuple):
-    """When a task fires next; void once its row changes."""
+    """When a task fires next, as planned from its row."""
 
-    updated_at: datetime
+    schedule: str
+    timezone: str | None
+    updated_at: datetime | None  # None for a static task: other nodes may write its row anew
+    since: datetime  # ticks up to here are none of this task's
     at: datetime
+
+    def is_of(self, task: RecurringTask) -> bool:
+        """Whether the plan holds for the row as it is now."""
+        return self[:3] == _planned_from(task)
+
+
+def _planned_from(task: RecurringTask) -> tuple[str, str | None, datetime | None]:
+    return task.schedule, task.timezone, None if task.static else task.updated_at
 
 
 class Scheduler(Runner):
@@ -46,9 +59,11 @@ class Scheduler(Runner):
     ) -> None:
         super().__init__(config, name, supervisor_id, board)
         self.options = options
-        self._next: dict[int, Next] = {}
+        self._next: dict[str, Next] = {}
+        self._seen: datetime | None = None  # the database's clock at the last step
+        self._told: set[str] = set()
         self._clean_at = 0.0
-        keep = config.clear_finished_jobs_after if config.preserve_finished_jobs else None
+        keep = config.finished_kept_for
         self._finished = None if keep is None else retention.Retention(config, keep)
 
     @property
@@ -58,12 +73,17 @@ class Scheduler(Runner):
             "polling_interval": self.options.polling_interval,
             "static_task_count": len(self.config.recurring),
             "cleanup_enabled": self.config.cleanup_enabled,
+            schedulers.STATIC_TASKS: schedulers.metadata(self.config),
         }
 
     def step(self) -> float:
         now = recurring.now(self.config)
-        tasks = recurring.tasks(self.config)
-        self._next = {task.pk: self._next[task.pk] for task in tasks if task.pk in self._next}
+        if self._seen is not None and now < self._seen:
+            # What was planned while the clock was ahead would wait until that time has come.
+            self._next.clear()
+        self._seen = now
+        tasks = recurring.tasks(self.config, process_id=self.process_id, tell=self._tell)
+        self._next = {task.key: self._next[task.key] for task in tasks if task.key in self._next}
         for task in tasks:
             self._guard(task, now, lambda task=task: self._fire_if_due(task, now))  # type: ignore[misc]
         if time.monotonic() >= self._clean_at:
@@ -71,43 +91,55 @@ class Scheduler(Runner):
             self._clean_at = time.monotonic() + (0.0 if more else self.options.polling_interval)
         return self._pause(now)
 
+    def _tell(self, text: str) -> None:
+        """Warn once of each difference, however many polls find it."""
+        if text not in self._told and len(self._told) < _MOST_TOLD:
+            self._told.add(text)
+            logger.warning("dj_queue %s of %r: %s", self.name, self.config.alias, text)
+
     def _guard(self, task: RecurringTask, now: datetime, call: Callable[[], None]) -> None:
         """A task that cannot be enqueued stops only itself. It is tried again, and told of, once a minute."""
         try:
             call()
-        except DATABASE_AWAY:
-            self._next.pop(task.pk, None)  # not tried: the tick is still to come
-            raise
         except Exception as error:
-            planned = self._next.get(task.pk)
+            if isinstance(error, Error) and self.dialect.is_away(error):
+                self._next.pop(task.key, None)  # not tried: the tick is still to come
+                raise
+            known = self._next.get(task.key)
             again = now + _TRY_AGAIN
-            at = min(planned.at, again) if planned and planned.at > now else again
-            self._next[task.pk] = Next(task.updated_at, at)
+            if known is None:
+                known = Next(*_planned_from(task), min(aware(task.updated_at), now), again)
+            at = min(known.at, again) if known.at > now else again
+            self._next[task.key] = known._replace(at=at)
             report(self.config, error, f"scheduler.run:{task.key}")
 
     def _fire_if_due(self, task: RecurringTask, now: datetime) -> None:
-        known = self._next.get(task.pk)
-        new = known is None or known.updated_at != task.updated_at
-        if known is not None and not new and now < known.at:
+        known = self._next.get(task.key)
+        if known is not None and not known.is_of(task):
+            known = None
+        if known is not None and now < known.at:
             return
+        # A row that was written while the clock was ahead is no reason to be silent until then.
+        since = known.since if known is not None else min(aware(task.updated_at), now)
         due = latest_tick(task.schedule, task.timezone, now)
         # Planned before it is tried: what cannot be planned is not fired.
-        self._next[task.pk] = Next(task.updated_at, next_tick(task.schedule, task.timezone, now) or _NEVER)
+        following = next_tick(task.schedule, task.timezone, now) or _NEVER
+        self._next[task.key] = Next(*_planned_from(task), since, following)
         # A task's first tick is the next one. What is new to this scheduler may have been there, and missed one.
-        if due is None or due <= aware(task.updated_at) or (new and recurring.was_recorded(self.config, task, due)):
+        if due is None or due <= since or (known is None and recurring.was_recorded(self.config, task, due, until=now)):
             return
-        self._fire(task, due, now)
+        self._fire(task, due, since, now)
 
-    def _fire(self, task: RecurringTask, due: datetime, now: datetime) -> None:
-        if now - due > MISSED:
-            logger.warning("dj_queue %s: skipped %s, missed at %s: too long ago", self.name, task.key, due)
+    def _fire(self, task: RecurringTask, due: datetime, since: datetime, now: datetime) -> None:
+        if now - due > recurring.missed_after(self.config) and not recurring.catches_up(self.config, task.key):
+            if not recurring.was_recorded(self.config, task, due, until=now):
+                logger.warning("dj_queue %s: skipped %s, missed at %s: its catch_up is none", self.name, task.key, due)
             return
         try:
             recurring.enqueue_tick(self.config, task, due)
         except AlreadyRecorded:
             return  # another scheduler was first
         last = recurring.last_before(self.config, task, due)
-        since = aware(task.updated_at)
         first = next_tick(task.schedule, task.timezone, max(last or since, since))
         if first is not None and first < due:
             logger.warning(
@@ -128,6 +160,8 @@ class Scheduler(Runner):
             counts.append(retention.delete_failed(config, older_than=config.clear_failed_jobs_after))
         if config.clear_recurring_executions_after is not None:
             counts.append(retention.delete_recurring(config, older_than=config.clear_recurring_executions_after))
+        else:
+            counts.append(retention.delete_jobless_ticks(config))
         return any(count == retention.BATCH for count in counts)
 
     def _pause(self, now: datetime) -> float:
