@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Container, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, IntegrityError, connections
 from django.db.backends.utils import CursorWrapper
 from django.tasks import TaskContext
 from django.tasks.base import TaskError
@@ -24,7 +25,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.exceptions import NotJSONError, NotUTF8Error
 from dj_queue.models import ClaimedExecution
-from dj_queue.operations import results, transactions
+from dj_queue.operations import deletion, results, retention, transactions
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
 
@@ -150,10 +151,11 @@ def finish_and_claim(
             # One outcome that the database cannot store must not hold up the others.
             singly = [finish(config, [each], worker=worker, on_unblocked=on_unblocked) for each in jobs]
             return [job for each in singly for job in each], []
-        recorded = _record_refused(config, jobs[0], worker, refusal)
+        recorded = _record_kept(config, jobs[0], worker, refusal) or _record_refused(config, jobs[0], worker, refusal)
     ours = [job for job in jobs if job.claim.id in recorded.kept]
     for job in ours:
         _settle(job, recorded.finished_at)
+    _drop(config, ours)
     if events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
         _tell(config, jobs, recorded)
     if recorded.unblocked:
@@ -231,7 +233,7 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str, claiming: C
     keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
 
     def write(dialect: Dialect, cursor: CursorWrapper) -> Recorded:
-        preserve = config.preserve_finished_jobs
+        preserve = not deletion.deletes_when_finished(config)
         if not keys:
             return Recorded(*dialect.finish(cursor, outcomes, worker=worker, preserve=preserve), [])
         finished_at, kept, unblocked = dialect.finish_limited(
@@ -246,12 +248,36 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str, claiming: C
     return transactions.run(config.database_alias, write, one_statement=at_once)
 
 
+def _record_kept(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded | None:
+    """Record without deleting the job, where only a row of which Django does not know keeps that."""
+    if config.preserve_finished_jobs or not isinstance(refusal, IntegrityError):
+        return None
+    try:
+        recorded = _record(replace(config, preserve_finished_jobs=True), [job], worker)
+    except IntegrityError:
+        return None
+    deletion.log_kept({job.claim.job_id: deletion.why(refusal)})
+    return recorded
+
+
 def _record_refused(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded:
     """Record as failed what the database would not store."""
     assert job.outcome is not None
     job.exception = refusal
     job.outcome = job.outcome._replace(return_value=None, error=describe(refusal))
     return _record(config, [job], worker)
+
+
+def _drop(config: BackendConfig, jobs: Sequence[Job]) -> None:
+    """Delete finished jobs that could not go in the statement that recorded them, as other rows may depend on them.
+
+    They are recorded: what fails here is left to the scheduler.
+    """
+    if config.preserve_finished_jobs or deletion.deletes_when_finished(config):
+        return
+    succeeded = [job.claim.job_id for job in jobs if job.outcome is not None and job.outcome.error is None]
+    with suppress(DatabaseError):
+        retention.delete_recorded(config, succeeded)
 
 
 def _settle(job: Job, finished_at: datetime) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db import connections
@@ -14,9 +15,13 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for
 from dj_queue.identifiers import earliest_at
 from dj_queue.models import FailedExecution, Job, RecurringExecution
-from dj_queue.operations import transactions
+from dj_queue.operations import deletion, transactions
+
+type Tell = Callable[[deletion.Kept], object]
 
 BATCH = 500
+
+_TRIES = 5  # for a batch of which something goes
 
 # Seconds. No scheduler is so late that it would enqueue a tick as old as this while later ones are there.
 _SETTLED = 3600.0
@@ -70,10 +75,12 @@ def delete_finished(
     task_path: str | None = None,
     walk: Walk | None = None,
     up_to: UUID = _LAST,
+    tell: Tell = deletion.log_kept,
 ) -> int:
     """Delete one batch of jobs that finished more than `older_than` seconds ago; return how many.
 
-    With a `walk`, go on from where it stands, look only so far, and say in it how far that was.
+    With a `walk`, go on from where it stands, look only so far, and say in it how far that was. What rows of the
+    application keep is told, and stays.
     """
     using = config.database_alias
     rows = finished(config, older_than, task_path)
@@ -82,36 +89,76 @@ def delete_finished(
         window = ids.values_list("pk", flat=True)[_LOOK : _LOOK + 1].first() or up_to
         rows = rows.filter(pk__gt=walk.after, pk__lte=window)
 
-    def delete(*_: object) -> list[UUID]:
-        pks = list(rows.values_list("pk", flat=True)[:batch_size])
-        if pks:
-            keep_newest_ticks(using, pks)
-            Job.objects.using(using).filter(pk__in=pks).only("pk").delete()
-        return pks
+    def first(job_ids: Sequence[UUID]) -> Sequence[UUID]:
+        keep_newest_ticks(using, job_ids)
+        return job_ids
 
-    gone = transactions.run(using, delete)
+    pks, deleted = _delete(config, rows, "pk", batch_size, first, tell)
     if walk is not None:
-        walk.after = gone[-1] if len(gone) == batch_size else window
+        walk.after = pks[-1] if len(pks) == batch_size else window
         walk.ended = walk.after == up_to
-    return len(gone)
+    return deleted
+
+
+def delete_recorded(config: BackendConfig, job_ids: Sequence[UUID]) -> None:
+    """Delete jobs that have just finished, but for those that rows of the application keep."""
+    using = config.database_alias
+
+    def first(ids: Sequence[UUID]) -> Sequence[UUID]:
+        keep_newest_ticks(using, ids)
+        return ids
+
+    held = deletion.among(using, job_ids)
+    _, kept = deletion.delete_jobs(config, [job_id for job_id in job_ids if job_id not in held], first)
+    deletion.log_kept({**held, **kept})
 
 
 def delete_failed(
-    config: BackendConfig, *, older_than: float, batch_size: int = BATCH, task_path: str | None = None
+    config: BackendConfig,
+    *,
+    older_than: float,
+    batch_size: int = BATCH,
+    task_path: str | None = None,
+    tell: Tell = deletion.log_kept,
 ) -> int:
-    """Delete one batch of jobs that failed more than `older_than` seconds ago; return how many."""
+    """Delete one batch of jobs that failed more than `older_than` seconds ago; return how many.
+
+    What rows of the application keep is told, and stays.
+    """
     using = config.database_alias
+    rows = failed(config, older_than, task_path)
 
-    def delete(*_: object) -> int:
-        rows = failed(config, older_than, task_path).select_for_update(of=_only(using))
-        jobs = list(rows.values_list("job_id", flat=True)[:batch_size])
-        if jobs:
-            keep_newest_ticks(using, jobs)
-            FailedExecution.objects.using(using).filter(job_id__in=jobs).delete()
-            Job.objects.using(using).filter(pk__in=jobs).only("pk").delete()
-        return len(jobs)
+    def first(job_ids: Sequence[UUID]) -> Sequence[UUID]:
+        # Locked, so that a retry meanwhile is seen here, or sees this.
+        still = rows.filter(job_id__in=job_ids).select_for_update(of=_only(using))
+        locked = list(still.values_list("job_id", flat=True))
+        keep_newest_ticks(using, locked)
+        FailedExecution.objects.using(using).filter(job_id__in=locked).delete()
+        return locked
 
-    return transactions.run(using, delete)
+    return _delete(config, rows, "job_id", batch_size, first, tell)[1]
+
+
+def _delete(
+    config: BackendConfig,
+    rows: QuerySet[Any],
+    job: str,
+    batch_size: int,
+    first: Callable[[Sequence[UUID]], Sequence[UUID]],
+    tell: Tell,
+) -> tuple[list[UUID], int]:
+    """Delete the jobs of the first rows that nothing is known to keep; return which were tried, and how many went."""
+    if held := deletion.protected(rows, config.database_alias, job):
+        tell(held)
+    for _ in range(_TRIES):
+        free = deletion.unprotected(rows, config.database_alias, job)
+        ids = list(free.values_list(job, flat=True)[:batch_size])
+        deleted, kept = deletion.delete_jobs(config, ids, first)
+        if kept:
+            tell(kept)
+        if deleted or not kept:
+            break  # else a whole batch is kept, and there may be others behind it
+    return ids, deleted
 
 
 def delete_recurring(

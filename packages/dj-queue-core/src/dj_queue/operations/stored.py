@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import connections
+from django.db import IntegrityError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Model, Q, QuerySet
 
@@ -17,7 +17,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect
 from dj_queue.identifiers import uuid7
 from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
-from dj_queue.operations import concurrency, retention, transactions
+from dj_queue.operations import concurrency, deletion, retention, transactions
 
 type JobId = UUID | str
 
@@ -29,6 +29,7 @@ _MOST_IDS = 5000
 class Discarded(NamedTuple):
     job_ids: list[UUID]
     unblocked: list[tuple[str, str]]  # (job id, concurrency key)
+    held: deletion.Kept  # what rows of the application keep
 
 
 def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
@@ -190,21 +191,28 @@ def _discard(config: BackendConfig, model: type[Model], state: str, among: Itera
     using = config.database_alias
 
     def discard(dialect: Dialect, cursor: CursorWrapper, rows: Sequence[Any]) -> Discarded:
+        held = deletion.among(using, [row.job_id for row in rows])
+        rows = [row for row in rows if row.job_id not in held]
         gone = [row.job_id for row in rows]
         retention.keep_newest_ticks(using, gone)
         model._default_manager.using(using).filter(pk__in=[row.pk for row in rows]).delete()
-        Job.objects.using(using).filter(pk__in=gone).only("pk").delete()
+        deletion.erase(using, gone)
         keys = [row.concurrency_key for row in rows] if state == "ready" else []
-        return Discarded(gone, concurrency.release(config, dialect, cursor, keys))
+        return Discarded(gone, concurrency.release(config, dialect, cursor, keys), held)
 
     count = 0
-    for job_ids, unblocked in _batches(config, model, among, batch_size, discard):
+    for job_ids, unblocked, held in _batches(config, model, among, batch_size, discard, refused=_refused):
+        deletion.log_kept(held)
         count += len(job_ids)
         for job_id in job_ids:
             events.emit("job.discarded", job_id=str(job_id), reason=state)
         for unblocked_id, key in unblocked:
             events.emit("job.unblocked", job_id=unblocked_id, concurrency_key=key)
     return count
+
+
+def _refused(job_id: UUID, error: IntegrityError) -> Discarded:
+    return Discarded([], [], {job_id: deletion.why(error)})
 
 
 # ---- batches ----------------------------------------------------------------------------------------
@@ -236,11 +244,13 @@ def _batches[T](
     work: Callable[[Dialect, CursorWrapper, Sequence[Any]], T],
     *,
     related: str | None = None,
+    refused: Callable[[UUID, IntegrityError], T] | None = None,
 ) -> Iterator[T]:
     """Lock and treat rows, each batch in a transaction of its own, and yield what came of it once that is committed.
 
     Rows that others hold are left alone. Only rows that are there now: what this starts, a blocked job for a
-    discarded one or a retried job that fails again, is not treated in its turn.
+    discarded one or a retried job that fails again, is not treated in its turn. A row that the database refuses to
+    have treated is passed over, with what `refused` makes of it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
@@ -249,10 +259,20 @@ def _batches[T](
         return
     for which in among:
         last: int | None = 0
+        size = batch_size
         while last is not None:
-            last, treated = transactions.run(
-                config.database_alias, partial(_treat, config, model, which, (last, newest), batch_size, work, related)
-            )
+            found: list[Any] = []
+            treat = partial(_treat, config, model, which, (last, newest), size, work, related, found)
+            try:
+                last, treated = transactions.run(config.database_alias, treat)
+                size = min(batch_size, size * 2)
+            except IntegrityError as error:
+                if refused is None or not found:
+                    raise
+                if size > 1:
+                    size = max(1, size // 4)
+                    continue
+                last, treated = found[0].pk, refused(found[0].job_id, error)
             if treated is not None:
                 yield treated
 
@@ -265,11 +285,12 @@ def _treat[T](
     batch_size: int,
     work: Callable[[Dialect, CursorWrapper, Sequence[Any]], T],
     related: str | None,
+    found: list[Any],
     dialect: Dialect,
     cursor: CursorWrapper,
 ) -> tuple[int | None, T | None]:
     rows = _locked(config, model).filter(which, pk__gt=span[0], pk__lte=span[1]).order_by("pk")
-    found = list((rows.select_related(related) if related else rows)[:batch_size])
+    found[:] = (rows.select_related(related) if related else rows)[:batch_size]
     return (found[-1].pk, work(dialect, cursor, found)) if found else (None, None)
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable
 from typing import Any
+from uuid import UUID
 
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dj_queue.config import load_config
-from dj_queue.operations import retention, schema
+from dj_queue.operations import deletion, retention, schema
 
 _LONGEST = 100 * 365 * 86400
 
@@ -40,7 +41,7 @@ class Command(BaseCommand):
         if batch < 1:
             raise CommandError(f"--batch-size must be at least 1, got {batch}.")
         ages = {
-            "older_than": config.clear_finished_jobs_after,
+            "older_than": config.finished_kept_for,
             "failed_older_than": config.clear_failed_jobs_after,
             "recurring_older_than": config.clear_recurring_executions_after,
         }
@@ -50,6 +51,7 @@ class Command(BaseCommand):
                 flag = f"--{name.replace('_', '-')}"
                 raise CommandError(f"{flag} must be a number of seconds from 0 to {_LONGEST} (100 years), got {age:g}.")
         walk = retention.Walk()
+        kept: dict[UUID, str] = {}
         path, key, dry = options["task_path"], options["task_key"], options["dry_run"]
 
         def count(
@@ -67,14 +69,18 @@ class Command(BaseCommand):
             ages["older_than"],
             "finished jobs",
             lambda age: retention.finished(config, age, path).count(),
-            lambda age: retention.delete_finished(config, older_than=age, batch_size=batch, task_path=path, walk=walk),
+            lambda age: retention.delete_finished(
+                config, older_than=age, batch_size=batch, task_path=path, walk=walk, tell=kept.update
+            ),
             lambda: walk.ended,
         )
         failed = count(
             ages["failed_older_than"],
             "failed jobs",
             lambda age: retention.failed(config, age, path).count(),
-            lambda age: retention.delete_failed(config, older_than=age, batch_size=batch, task_path=path),
+            lambda age: retention.delete_failed(
+                config, older_than=age, batch_size=batch, task_path=path, tell=kept.update
+            ),
         )
         recurring = count(
             ages["recurring_older_than"],
@@ -86,6 +92,8 @@ class Command(BaseCommand):
         self.stdout.write(
             f"{verb} {finished} finished jobs, {failed} failed jobs, and {recurring} recurring executions"
         )
+        if kept:
+            self.stderr.write(deletion.describe_kept(kept))
 
     def _delete_all(self, what: str, batch: int, delete: Callable[[], int], ended: Callable[[], bool] | None) -> int:
         total = told = 0
@@ -95,5 +103,5 @@ class Command(BaseCommand):
             if total - told >= 20 * batch:
                 told = total
                 self.stderr.write(f"{total} {what} so far")
-            if ended() if ended else deleted < batch:
+            if ended() if ended else not deleted:
                 return total
