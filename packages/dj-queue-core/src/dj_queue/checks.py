@@ -9,8 +9,10 @@
     dj_queue.W002  An earlier router answers for dj-queue's tables.
     dj_queue.W003  The configured processes may open more connections than the server allows.
     dj_queue.W004  A process may need more connections than Django's pool holds.
-    dj_queue.W006  The driver of a queue's database does not wake idle workers.
     dj_queue.W005  DJ_QUEUE_CONFIG names a file for one alias, and there are several.
+    dj_queue.W006  The driver of a queue's database does not wake idle workers.
+    dj_queue.W007  Each tenant's schema has queue tables of its own, where no worker looks.
+    dj_queue.W008  A recurring task of the settings cannot be imported.
 
 `manage.py check --tag dj_queue` runs these alone. W003 opens a connection, so a plain `manage.py check` leaves
 it out: it comes with `--database default`, and before `migrate`.
@@ -37,7 +39,8 @@ from dj_queue.config import (
     process_config,
     usual_alias,
 )
-from dj_queue.dialects import dialect_for
+from dj_queue.dialects import dialect_for, has_schemas
+from dj_queue.exceptions import TaskPathError
 from dj_queue.runtime import budget
 
 TAG = "dj_queue"
@@ -63,6 +66,8 @@ def register() -> None:
         check_sqlite,
         check_pools,
         check_observability_token,
+        check_tenants,
+        check_recurring_tasks,
     ):
         checks.register(check, TAG)
     checks.register(check_connections, TAG, checks.Tags.database)
@@ -125,6 +130,47 @@ def check_router(app_configs: object = None, **kwargs: Any) -> list[CheckMessage
             id="dj_queue.W002",
         )
     ]
+
+
+def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    # As django-tenants has it: apps with tables in the schema that all share, and in each tenant's.
+    shared, own = (getattr(settings, name, ()) for name in ("SHARED_APPS", "TENANT_APPS"))
+    databases = sorted(filter(has_schemas, database_aliases()))
+    in_own, in_shared = _names_us(own), _names_us(shared)
+    if not databases or (in_shared and not in_own):
+        return []
+    where = "in TENANT_APPS" if in_own else "in neither SHARED_APPS nor TENANT_APPS"
+    return [
+        checks.Warning(
+            f"dj_queue is {where}, and {_quoted(databases)} has a schema for each tenant: jobs enqueued in a"
+            " tenant's schema are stored there, and workers look only into the shared one.",
+            hint='Put "dj_queue" into SHARED_APPS alone, and run `manage.py migrate_schemas --shared`.',
+            id="dj_queue.W007",
+        )
+    ]
+
+
+def _names_us(apps: Iterable[str]) -> bool:
+    return any(app == "dj_queue" or app.startswith("dj_queue.apps.") for app in apps)
+
+
+def check_recurring_tasks(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    from dj_queue.operations import results
+
+    found: list[CheckMessage] = []
+    for config in _readable():
+        for task in config.recurring:
+            try:
+                results.resolve(task.task_path)
+            except TaskPathError as error:
+                found.append(
+                    checks.Warning(
+                        f"The recurring task {task.key!r} of {config.alias!r} cannot be enqueued: {error}",
+                        hint=f'Correct its task_path in TASKS["{config.alias}"]["OPTIONS"]["recurring"].',
+                        id="dj_queue.W008",
+                    )
+                )
+    return found
 
 
 def check_databases(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from django.db import router
 from django.db.models import Model
 
 from dj_queue.config import migrated_aliases, usual_database
+from dj_queue.dialects import has_schemas
 
 _APP = "dj_queue"
 
@@ -23,13 +25,23 @@ class DjQueueRouter:
         return _database(model, hints)
 
     def allow_relation(self, first: Model, second: Model, **hints: Any) -> bool | None:
-        ours = {first._meta.app_label == _APP, second._meta.app_label == _APP}
-        if ours == {True}:
-            return True
-        return False if True in ours else None
+        ours = [each for each in (first, second) if each._meta.app_label == _APP]
+        if len(ours) != 1:
+            return True if ours else None
+        theirs = second if ours[0] is first else first
+        # Not where the row says: Django has already put a new one where its job is.
+        home = router.db_for_write(type(theirs))
+        if home != (ours[0]._state.db or usual_database()):
+            return False
+        return True if theirs._state.db in (None, home) else None
 
     def allow_migrate(self, db: str, app_label: str, **hints: Any) -> bool | None:
-        return db in migrated_aliases() if app_label == _APP else None
+        if app_label != _APP:
+            return None
+        if db not in migrated_aliases():
+            return False
+        # Where each tenant has a schema, the router that knows them says which of them has tables.
+        return None if has_schemas(db) else True
 
 
 def _database(model: type[Model], hints: dict[str, Any]) -> str | None:

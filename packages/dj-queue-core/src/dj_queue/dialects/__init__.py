@@ -28,6 +28,7 @@ __all__ = [
     "SemaphoreState",
     "UnblockedJob",
     "dialect_for",
+    "has_schemas",
 ]
 
 
@@ -45,6 +46,14 @@ def dialect_for(database: str) -> Dialect:
     except ImproperlyConfigured as error:
         raise _without_driver(database, error) from error
     return _dialect(vendor, database)
+
+
+def has_schemas(database: str) -> bool:
+    """Whether each tenant has a schema of its own on this database, as with the engine of django-tenants."""
+    try:
+        return hasattr(connections[database], "set_schema")
+    except ImproperlyConfigured:  # it cannot be used at all
+        return False
 
 
 def _without_driver(database: str, error: ImproperlyConfigured) -> ImproperlyConfigured:

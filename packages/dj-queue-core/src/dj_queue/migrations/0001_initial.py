@@ -28,6 +28,7 @@ class Migration(migrations.Migration):
             options={
                 "verbose_name": "dashboard",
                 "verbose_name_plural": "dashboard",
+                "base_manager_name": "objects",
                 "default_permissions": (),
                 "managed": False,
             },
