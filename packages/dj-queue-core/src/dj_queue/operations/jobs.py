@@ -189,9 +189,19 @@ def promote(config: BackendConfig, *, limit: int) -> int:
     return transactions.run(config.database_alias, move)
 
 
-def promote_scheduled_jobs(*, batch_size: int, backend_alias: str = "default") -> int:
-    """Make up to `batch_size` due scheduled jobs ready; return how many."""
-    return promote(backend_config(backend_alias), limit=batch_size)
+def promote_scheduled_jobs(*, batch_size: int, backend_alias: str = "default", until: datetime | None = None) -> int:
+    """Make up to `batch_size` due scheduled jobs ready; return how many.
+
+    Due by the database's clock, which no test can move. With `until`, for tests, also what is scheduled up to that
+    time: `promote_scheduled_jobs(batch_size=100, until=timezone.now())` under a frozen clock.
+    """
+    config = backend_config(backend_alias)
+    if until is not None:
+        clock = dialect_for(config.database_alias).clock()
+        rows = ScheduledExecution.objects.using(config.database_alias).filter(backend_alias=config.alias)
+        rows = rows.filter(scheduled_at__lte=until, scheduled_at__gt=clock)
+        transactions.run(config.database_alias, lambda *_: rows.update(scheduled_at=clock))
+    return promote(config, limit=batch_size)
 
 
 def claim_ready_jobs(
