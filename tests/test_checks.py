@@ -466,3 +466,71 @@ def test_a_limit_of_the_account_counts():
         finally:
             limited.close()
             cursor.execute(f"DROP USER {account}", [])
+
+
+# Tenants' schemas, and recurring tasks
+
+
+class Schemas:
+    """A connection whose engine gives each tenant a schema."""
+
+    def set_schema(self, name: str) -> None: ...
+
+
+@pytest.fixture
+def tenants(monkeypatch):
+    from django.db import connections
+
+    monkeypatch.setattr(type(connections["default"]), "set_schema", Schemas.set_schema, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("shared", "own", "said"),
+    [
+        (["dj_queue", "a"], ["b"], None),
+        (["a"], ["dj_queue"], "in TENANT_APPS"),
+        (["dj_queue"], ["dj_queue"], "in TENANT_APPS"),
+        (["a"], ["b"], "in neither"),
+    ],
+)
+def test_tenants_share_one_queue(tenants, settings, shared, own, said):
+    from dj_queue.checks import check_tenants
+
+    settings.SHARED_APPS, settings.TENANT_APPS = shared, own
+    found = check_tenants()
+    assert len(found) == (said is not None)
+    for message in found:
+        assert message.id == "dj_queue.W007"
+        assert said in message.msg
+        assert "SHARED_APPS" in message.hint
+
+
+def test_the_router_leaves_schemas_to_the_one_that_knows_them(tenants):
+    from dj_queue.routers import DjQueueRouter
+
+    assert DjQueueRouter().allow_migrate("default", "dj_queue") is None
+    assert DjQueueRouter().allow_migrate("elsewhere", "dj_queue") is False
+
+
+def test_without_schemas_there_is_nothing_to_say(settings):
+    from dj_queue.checks import check_tenants
+    from dj_queue.routers import DjQueueRouter
+
+    settings.TENANT_APPS = ["dj_queue"]
+    assert check_tenants() == []
+    assert DjQueueRouter().allow_migrate("default", "dj_queue") is True
+
+
+def test_a_recurring_task_that_cannot_be_imported(settings):
+    from dj_queue.checks import check_recurring_tasks
+
+    tasks = {
+        "good": {"task_path": "tests.project.tasks.add", "schedule": "0 3 * * *"},
+        "lost": {"task_path": "gone.away.task", "schedule": "0 3 * * *"},
+    }
+    backend = "dj_queue.backend.DjQueueBackend"
+    settings.TASKS = {"default": {"BACKEND": backend, "QUEUES": [], "OPTIONS": {"recurring": tasks}}}
+    (message,) = check_recurring_tasks()
+    assert message.id == "dj_queue.W008"
+    assert "'lost'" in message.msg
+    assert "gone.away.task" in message.msg

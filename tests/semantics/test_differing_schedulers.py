@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured, ValidationError
 from django.db import IntegrityError
 from django.db.models import F
 
@@ -17,6 +18,7 @@ from dj_queue.exceptions import AlreadyRecorded
 from dj_queue.models import Job, Process, RecurringExecution, RecurringTask
 from dj_queue.operations import jobs, recurring, schedulers
 from dj_queue.runtime.scheduler import Scheduler
+from tests.project.tasks import add
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -377,3 +379,39 @@ def test_a_task_that_is_stored_and_does_not_fire_is_told_of(enabled: bool, setti
         assert "'report'" in text
         assert ADD in text
         assert "scheduler.dynamic_tasks_enabled" in text
+
+
+# ---- schedules with seconds -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["* * * * * *", "* * * * * */10", "0 3 * * * 15", "0 3 * * * 0,30", "0 3 * * * 0-59", "0 12 1 1 * 0 2035"],
+)
+def test_a_sixth_field_that_can_only_be_seconds(schedule: str) -> None:
+    api.schedule_recurring_task(key="m", task_path=ADD, schedule=schedule, args=[1, 2])
+    assert RecurringTask.objects.get().schedule == schedule
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    ["*/10 * * * * *", "0 */5 * * * *", "0 0 9 * * 1", "0 0 9 * * 1-5", "30 0 9 * * 0", "0 0 12 * * 1 2035"],
+)
+def test_a_sixth_field_that_may_be_a_weekday(schedule: str) -> None:
+    with pytest.raises(ValidationError, match="the sixth field"):
+        api.schedule_recurring_task(key="m", task_path=ADD, schedule=schedule, args=[1, 2])
+    with pytest.raises(ImproperlyConfigured, match="the sixth field"):
+        read({"m": minutely(schedule=schedule)})
+
+
+# ---- a frozen clock ---------------------------------------------------------------------------------
+
+
+def test_a_promotion_can_be_told_the_time() -> None:
+    later = datetime.now(UTC) + DAY
+    first, second = (add.using(run_after=later + n * HOUR).enqueue(1, 2).id for n in range(2))
+    assert jobs.promote_scheduled_jobs(batch_size=10) == 0
+    assert jobs.promote_scheduled_jobs(batch_size=10, until=later - SECOND) == 0
+    assert jobs.promote_scheduled_jobs(batch_size=10, until=later) == 1
+    assert [str(pk) for pk in Job.objects.ready().values_list("pk", flat=True)] == [first]
+    assert [str(pk) for pk in Job.objects.scheduled().values_list("pk", flat=True)] == [second]

@@ -106,7 +106,7 @@ def erase(database: str, job_ids: Iterable[UUID]) -> None:
         rows.delete()
         return
     collector = _Collector(using=database, origin=rows)
-    collector.collect(rows)
+    collector.collect(list(rows))
     collector.delete()
 
 

@@ -84,6 +84,7 @@ def delete_finished(
     """
     using = config.database_alias
     rows = finished(config, older_than, task_path)
+    window = up_to
     if walk is not None:
         ids = Job.objects.using(using).filter(pk__gt=walk.after, pk__lte=up_to).order_by("pk")
         window = ids.values_list("pk", flat=True)[_LOOK : _LOOK + 1].first() or up_to
@@ -150,6 +151,8 @@ def _delete(
     """Delete the jobs of the first rows that nothing is known to keep; return which were tried, and how many went."""
     if held := deletion.protected(rows, config.database_alias, job):
         tell(held)
+    ids: list[UUID] = []
+    deleted = 0
     for _ in range(_TRIES):
         free = deletion.unprotected(rows, config.database_alias, job)
         ids = list(free.values_list(job, flat=True)[:batch_size])
