@@ -8,6 +8,8 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+from dj_queue import callouts
+
 logger = logging.getLogger("dj_queue")
 
 type Subscriber = Callable[[str, dict[str, object]], None]
@@ -37,7 +39,7 @@ def emit_elsewhere(elsewhere: Elsewhere | None, event: str, /, **fields: object)
 def _deliver(event: str, fields: dict[str, object]) -> None:
     for subscriber in _subscribers.get(event, ()):
         try:
-            subscriber(event, fields)
+            callouts.call(subscriber, event, fields)
         except BaseException:  # what is told has happened: nobody who hears of it may undo that, by exiting neither
             logger.exception("dj_queue: a subscriber of %s failed", event)
 

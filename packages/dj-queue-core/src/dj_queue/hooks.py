@@ -8,6 +8,7 @@ its row is gone. Each hook is called with the live supervisor or runner, which o
 from collections.abc import Callable
 from typing import Any, overload
 
+from dj_queue import callouts
 from dj_queue.config import BackendConfig
 from dj_queue.thread_errors import report
 
@@ -50,7 +51,7 @@ def run_hooks(event: str, process: Any, config: BackendConfig) -> None:
     """Call every hook in order. One that fails is reported, and does not keep the others from running."""
     for hook in tuple(_hooks[event]):
         try:
-            hook(process)
+            callouts.call(hook, process)
         except BaseException as error:  # a hook that exits must not end what others rely on
             report(config, error, f"hook:{event}")
 

@@ -4,6 +4,7 @@ from functools import cache
 
 from django.core.exceptions import ImproperlyConfigured
 from django.db import connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dj_queue.dialects.base import (
     Claim,
@@ -29,6 +30,7 @@ __all__ = [
     "UnblockedJob",
     "dialect_for",
     "has_schemas",
+    "in_transaction",
 ]
 
 
@@ -54,6 +56,21 @@ def has_schemas(database: str) -> bool:
         return hasattr(connections[database], "set_schema")
     except ImproperlyConfigured:  # it cannot be used at all
         return False
+
+
+def in_transaction(connection: BaseDatabaseWrapper) -> bool | None:
+    """Whether an open connection is inside a transaction, or broken; None where only its server could tell.
+
+    Asks nothing of the server. The connection may be the application's, to a database of any vendor.
+    """
+    try:
+        dialect = _dialect(connection.vendor, connection.alias)
+    except ImproperlyConfigured:
+        return None
+    try:
+        return dialect.in_transaction(connection)
+    except Exception:  # whatever a driver raises for a connection that the application has closed
+        return True
 
 
 def _without_driver(database: str, error: ImproperlyConfigured) -> ImproperlyConfigured:

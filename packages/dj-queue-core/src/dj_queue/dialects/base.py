@@ -328,6 +328,10 @@ class Dialect(ABC):
     def notify(self, cursor: CursorWrapper, alias: str) -> None:  # noqa: B027
         """Tell the alias's idle workers, when the transaction commits, that there is work."""
 
+    def in_transaction(self, connection: BaseDatabaseWrapper) -> bool | None:
+        """Whether the driver knows an open connection to be in a transaction; None if it does not know."""
+        return None
+
     def is_pooled(self, connection: BaseDatabaseWrapper) -> bool:
         """Whether a pooler stands before the server, and may lend its sessions to others between transactions."""
         return False

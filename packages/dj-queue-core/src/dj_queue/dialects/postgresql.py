@@ -28,6 +28,8 @@ _PINS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmap
 # The class of what is too large or too deep for this server. The driver calls that operational.
 _LIMIT_EXCEEDED = "54"
 _UNDEFINED_TABLE = "42P01"
+# The drivers' word for a session without a transaction.
+_IDLE = 0
 _ATTEMPTS = 10
 
 
@@ -201,6 +203,9 @@ class PostgreSQL(Dialect):
 
     def notify(self, cursor: CursorWrapper, alias: str) -> None:
         cursor.execute("SELECT pg_notify(%s, %s)", [sql.CHANNEL, alias])
+
+    def in_transaction(self, connection: BaseDatabaseWrapper) -> bool | None:
+        return int(connection.connection.info.transaction_status) != _IDLE
 
     def is_pooled(self, connection: BaseDatabaseWrapper) -> bool:
         with connection.cursor() as cursor:

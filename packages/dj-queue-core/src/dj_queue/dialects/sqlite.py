@@ -13,6 +13,7 @@ from uuid import UUID
 
 from django.conf import settings
 from django.db import Error
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import DateTimeField, Expression, Value
 from django.utils import timezone
@@ -203,6 +204,9 @@ class SQLite(Dialect):
             [alias, _stored(timezone.now())],
         )
         return cursor.fetchone() is not None
+
+    def in_transaction(self, connection: BaseDatabaseWrapper) -> bool | None:
+        return bool(connection.connection.in_transaction)
 
     def is_transient(self, error: Error) -> bool:
         return "locked" in str(error) or "busy" in str(error)

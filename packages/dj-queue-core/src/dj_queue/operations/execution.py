@@ -9,17 +9,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
 
+from asgiref.sync import async_to_sync
 from django.db import DatabaseError, IntegrityError, connections
 from django.db.backends.utils import CursorWrapper
-from django.tasks import TaskContext
+from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
-from django.tasks.signals import task_finished, task_started
 
-from dj_queue import events
+from dj_queue import callouts, events
 from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
@@ -35,6 +37,7 @@ class Job:
 
     claim: Claim
     received: float  # the worker's monotonic clock when the claim came back
+    started_at: datetime | None = None  # None until its task is about to be called
     outcome: Outcome | None = None
     result: AnyTaskResult | None = None
     value: Any = None
@@ -102,20 +105,31 @@ def reclaimed(row: ClaimedExecution) -> Job:
 
 
 def run(job: Job, config: BackendConfig, *, worker: str) -> None:
-    """Run the task of a claimed job, whatever it does, and note what became of it."""
+    """Run the task of a claimed job, whatever it does, and note what became of it.
+
+    Call it in a context of its own: what the task sets there is not for the next job.
+    """
     began = time.monotonic()
     # The database's clock, carried on by ours: comparable with every other time of the job.
     started_at = job.claim.claimed_at + timedelta(seconds=began - job.received)
     value: str | None = None
     error: ErrorRecord | None = None
+    job.started_at = started_at
     try:
         value = _call(job, config, started_at, worker)
     except BaseException as exception:
         # Also SystemExit and KeyboardInterrupt: a task that asks its worker to end has failed, no more.
         job.exception = exception
-        error = describe(exception, skip_frames=2)
+        error = describe(exception, skip_frames=3)
     job.outcome = Outcome(job.claim.id, job.claim.job_id, started_at, value, error)
     job.seconds = time.monotonic() - began
+
+
+def abandon(job: Job, error: BaseException) -> None:
+    """Note as failed a job whose thread was ended by `error` before it could note anything."""
+    job.exception = error
+    started_at = job.started_at or job.claim.claimed_at
+    job.outcome = Outcome(job.claim.id, job.claim.job_id, started_at, None, describe(error))
 
 
 def finish(
@@ -164,21 +178,10 @@ def finish_and_claim(
 
 
 def announce(jobs: Sequence[Job]) -> None:
-    """Send Django's `task_finished` for recorded jobs. What receivers raise is logged by Django."""
+    """Send Django's `task_finished` for recorded jobs, each in a context of its own. What receivers raise is logged."""
     for job in jobs:
-        if job.result is None:
-            continue
-        if job.exception is None:
-            task_finished.send_robust(results.signal_sender(), task_result=job.result)
-            continue
-        trace = job.exception.__traceback__
-        try:
-            raise job.exception
-        except BaseException:
-            # Receivers, Django's own among them, look for the exception in sys.exc_info().
-            task_finished.send_robust(results.signal_sender(), task_result=job.result)
-        finally:
-            job.exception.__traceback__ = trace
+        if job.result is not None:
+            copy_context().run(_announce, job.result, job.exception)
 
 
 def release(config: BackendConfig, jobs: Sequence[Job]) -> int:
@@ -200,11 +203,12 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
     result = job.result = results.claimed(job.claim, config.alias)
     results.start(result, started_at, worker)
     task = result.task
-    task_started.send_robust(results.signal_sender(), task_result=result)
-    if task.takes_context:
-        value = task.call(TaskContext(task_result=result), *result.args, **result.kwargs)
+    results.send("task_started", result)
+    args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
+    if type(task).call is Task.call and iscoroutinefunction(task.func):
+        value = async_to_sync(callouts.call_async)(task.func, *args, **result.kwargs)
     else:
-        value = task.call(*result.args, **result.kwargs)
+        value = callouts.call(task.call, *args, **result.kwargs)
     try:
         job.value = normalize(value, dialect_for(config.database_alias).json_limits)
         return None if job.value is None else dump(job.value)
@@ -212,6 +216,20 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
         # Exactly the classes that Django's own backends fail with.
         kind = ValueError if isinstance(error, NotUTF8Error) else TypeError
         raise kind(f"The task returned what cannot be stored: {error}. Return plain JSON values.") from None
+
+
+def _announce(result: AnyTaskResult, exception: BaseException | None) -> None:
+    if exception is None:
+        results.send("task_finished", result)
+        return
+    trace = exception.__traceback__
+    try:
+        raise exception
+    except BaseException:
+        # Receivers, Django's own among them, look for the exception in sys.exc_info().
+        results.send("task_finished", result)
+    finally:
+        exception.__traceback__ = trace
 
 
 # ---- claim ------------------------------------------------------------------------------------------

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextvars import Context
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
 from django.db.backends.utils import CursorWrapper
-from django.tasks.signals import task_enqueued
 from django.utils import timezone
 
 from dj_queue import events
@@ -161,7 +161,7 @@ def tell(result: AnyTaskResult) -> None:
         # Discarded by its concurrency limit. What this signal shows is the enqueue: by contract, READY.
         result = results.new(task, UUID(result.id), result.args, result.kwargs, enqueued_at=result.enqueued_at)
     # Robust: the row is stored, and a receiver that fails must not make the caller believe otherwise.
-    task_enqueued.send_robust(results.signal_sender(), task_result=result)
+    results.send("task_enqueued", result)
 
 
 def promote(config: BackendConfig, *, limit: int) -> int:
@@ -237,8 +237,14 @@ def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -
     )
     worker = row.process.name if row.process else ""
     job = execution.reclaimed(row)
-    execution.run(job, config, worker=worker)
-    execution.announce(execution.finish(config, [job], worker=worker))
+    before = transactions.left_open()
+    # What the task sets for itself is not for the caller.
+    Context().run(execution.run, job, config, worker=worker)
+    left = transactions.abandon(before)
+    if left:
+        transactions.tell_left_open(f"Job {job.claim.job_id} ({job.claim.task_path})", left)
+    recorded = execution.finish(config, [job], worker=worker)
+    Context().run(execution.announce, recorded)
     return Job.objects.using(using).get(pk=row.job.id) if config.preserve_finished_jobs else row.job
 
 

@@ -17,7 +17,6 @@ from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Exists, OuterRef, Q, QuerySet, Value
 from django.tasks.exceptions import TaskResultDoesNotExist
-from django.tasks.signals import task_finished
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
@@ -282,6 +281,6 @@ def _tell(
 def _announce(config: BackendConfig, job_id: str) -> None:
     try:
         with suppress(TaskResultDoesNotExist):  # deleted meanwhile
-            task_finished.send_robust(results.signal_sender(), task_result=results.get(config, job_id))
+            results.send("task_finished", results.get(config, job_id))
     except BaseException as error:  # a receiver that exits ends neither a supervisor nor what settles the next job
         report(config, error, "supervisor.run")

@@ -1,22 +1,26 @@
 """From stored jobs to Django's tasks and results."""
 
 import json
+import logging
 from datetime import datetime
 from functools import cache, lru_cache
 from types import FunctionType
 from typing import Any
 from uuid import UUID
 
-from django.tasks import Task, TaskResult, TaskResultStatus
+from django.tasks import Task, TaskResult, TaskResultStatus, signals
 from django.tasks.base import TaskError
 from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
+from dj_queue import callouts
 from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BACKEND_PATH, BackendConfig
 from dj_queue.dialects import Claim
 from dj_queue.exceptions import TaskPathError
 from dj_queue.serialization import describe
+
+logger = logging.getLogger("dj_queue")
 
 
 def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
@@ -190,3 +194,22 @@ def signal_sender() -> type:
     """The class that sends Django's task signals. By its path: it stands above this layer."""
     sender: type = import_string(BACKEND_PATH)
     return sender
+
+
+def send(signal: str, result: AnyTaskResult) -> None:
+    """Send one of Django's task signals, named as in `django.tasks.signals`; never raises.
+
+    What receivers raise is logged, by Django or, where it is no `Exception` (SystemExit, CancelledError), here:
+    what they are told of has happened. Such a receiver is the last one to be called.
+    """
+    try:
+        callouts.call(getattr(signals, signal).send_robust, signal_sender(), task_result=result)
+    except BaseException as error:
+        logger.error(
+            "dj_queue: a receiver of %s raised %s for job %s (%s). It must raise nothing but an Exception.",
+            signal,
+            type(error).__name__,
+            result.id,
+            result.task.name,
+            exc_info=error,
+        )

@@ -1,15 +1,19 @@
 """One unit of work on the queue's database."""
 
+import logging
 import random
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
 
 from django.db import DatabaseError, OperationalError, connections, transaction
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 
 from dj_queue import events
-from dj_queue.dialects import Dialect, dialect_for
+from dj_queue.dialects import Dialect, dialect_for, in_transaction
+
+logger = logging.getLogger("dj_queue")
 
 _ATTEMPTS = 8
 # Seconds before the second attempt, at most; twice as many before each further one.
@@ -67,6 +71,55 @@ def silence(database: str) -> None:
     connection.make_debug_cursor = connection.make_cursor  # type: ignore[assignment]
 
 
+def left_open() -> dict[str, int]:
+    """This thread's connections that are inside a transaction, and in how many atomic blocks each is."""
+    return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True) if _is_open(each)}
+
+
+def abandon(before: Mapping[str, int] | None = None) -> list[str]:
+    """Roll back what this thread's connections were left in, but for what was open `before`; return their aliases.
+
+    Such a connection is forgotten, so that the next use of its alias opens another one. What is rolled back
+    inside a transaction of the caller's is what was done since its last savepoint.
+    """
+    before = before or {}
+    abandoned = []
+    for connection in connections.all(initialized_only=True):
+        alias = connection.alias
+        if not _is_open(connection):
+            continue
+        if alias not in before:
+            abandoned.append(alias)
+            _forget(connection)
+        elif len(connection.atomic_blocks) > before[alias]:
+            abandoned.append(alias)
+            left = RuntimeError("the block was left open")
+            while len(connection.atomic_blocks) > before[alias]:
+                connection.atomic_blocks[-1].__exit__(RuntimeError, left, None)
+    return abandoned
+
+
+def roll_back_unseen() -> None:
+    """Roll back on this thread's open connections where it cannot be asked whether a transaction is open."""
+    for connection in connections.all(initialized_only=True):
+        if connection.connection is None or connection.in_atomic_block:
+            continue
+        if not connection.settings_dict["AUTOCOMMIT"] or in_transaction(connection) is None:
+            try:
+                connection.connection.rollback()
+            except Exception:  # it is of no use any more
+                _forget(connection)
+
+
+def tell_left_open(what: str, aliases: Iterable[str]) -> None:
+    logger.error(
+        "dj_queue: %s left a transaction open on the database %s. What it did in there is rolled back, and the"
+        " connection is closed. Enter transaction.atomic() by a `with` statement, and end what BEGIN has begun.",
+        what,
+        ", ".join(map(repr, aliases)),
+    )
+
+
 def observe[T](database: str, read: Callable[[Dialect, CursorWrapper], T]) -> T:
     """Read much at once with every row found by index; no transaction where that needs none.
 
@@ -85,6 +138,24 @@ def look(database: str, read: Callable[[Dialect, CursorWrapper], bool]) -> bool:
     """Read once, outside any transaction of ours; no statement where the dialect has nothing to ask."""
     with connections[database].cursor() as cursor:
         return read(dialect_for(database), cursor)
+
+
+def _is_open(connection: BaseDatabaseWrapper) -> bool:
+    if connection.in_atomic_block:
+        return True
+    # Where autocommit is off by the settings, some transaction is always open.
+    if connection.connection is None or not connection.settings_dict["AUTOCOMMIT"]:
+        return False
+    return not connection.autocommit or bool(in_transaction(connection))
+
+
+def _forget(connection: BaseDatabaseWrapper) -> None:
+    # What follows may fail in every way; nobody uses the connection after it.
+    with suppress(Exception):
+        connection.connection.rollback()
+    with suppress(Exception):
+        connection.close()
+    del connections[connection.alias]
 
 
 def _advise(database: str, dialect: Dialect, error: DatabaseError) -> None:
