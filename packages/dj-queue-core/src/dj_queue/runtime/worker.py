@@ -7,10 +7,12 @@ each job at once, and no timer delays anything.
 
 from __future__ import annotations
 
+import logging
 import math
 import resource
 import sys
 import time
+from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,9 +25,11 @@ from dj_queue.models import Process
 from dj_queue.operations import execution
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.listener import Listener
-from dj_queue.runtime.pool import Pool
+from dj_queue.runtime.pool import PATIENCE, Pool
 from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
 from dj_queue.thread_errors import report
+
+logger = logging.getLogger("dj_queue")
 
 # The largest batch, whatever the durations say: it bounds a statement's size and its locks.
 _MOST_AHEAD = 500
@@ -35,6 +39,10 @@ _LONGEST_WAIT = 0.1
 _FIRST_POLL = 0.01
 # ... and while a healthy listener stands by, polling backs off to this many polling intervals.
 _LISTENING_BACKOFF = 10
+# While the lease is over, seconds between two looks whether a heartbeat has renewed it.
+_LEASE_LOOK = 0.1
+# Seconds that a process lives at least whose bare size is above `recycle_above_mib`.
+_SHORTEST_LIFE = 60.0
 # How much the latest job counts in the running average of durations.
 _WEIGHT = 0.05
 
@@ -67,6 +75,8 @@ class Worker(Runner):
         self._unrecorded: list[execution.Job] = []
         self._returning: list[execution.Job] = []
         self._recorded = 0
+        self._first_step_at: float | None = None
+        self._oversized = False
         self._listener = Listener(config, name)
         self._next_claim = 0.0  # on the monotonic clock
         self._idle_poll = _FIRST_POLL
@@ -96,6 +106,8 @@ class Worker(Runner):
         return super().away(error)
 
     def step(self) -> float:
+        if self._first_step_at is None:
+            self._begin()
         self._listener.look_after()
         self._record(claiming=True)
         self._release_strays()
@@ -212,7 +224,8 @@ class Worker(Runner):
         """Write what the threads have done, in one batch, and tell of it."""
         recorded = self._finish(claiming=claiming)
         if recorded:
-            self._pool.follow_up(partial(execution.announce, recorded))
+            self._pool.follow_up(partial(_announce, deque(recorded)))
+        self._pool.look_after()
         return 0.0
 
     def _finish(self, *, claiming: bool = False) -> list[execution.Job]:
@@ -272,20 +285,48 @@ class Worker(Runner):
         if self.parent is None:
             return False
         jobs, mib = self.options.recycle_after_jobs, self.options.recycle_above_mib
-        return bool(jobs and self._recorded >= jobs) or bool(mib and _resident_mib() > mib)
+        if jobs and self._recorded >= jobs:
+            return True
+        # Never before it has done anything: its replacement would be of the same size.
+        if not mib or not self._recorded or _resident_mib() <= mib:
+            return False
+        return not self._oversized or time.monotonic() - (self._first_step_at or 0.0) > _SHORTEST_LIFE
+
+    def _begin(self) -> None:
+        self._first_step_at = time.monotonic()
+        mib = self.options.recycle_above_mib
+        if self.parent is None or not mib:
+            return
+        bare = _resident_mib()
+        self._oversized = bare > mib
+        if self._oversized:
+            logger.warning(
+                "dj_queue %s: recycle_above_mib is %s, and this process takes %.0f MiB before it has run any job."
+                " It is replaced once a minute at most. Raise recycle_above_mib well above %.0f.",
+                self.name,
+                mib,
+                bare,
+                bare,
+            )
 
     def _retire(self) -> float:
         """Claim no more, and end once what runs has ended, however long that takes: no deploy waits for it."""
         self._give_back()
         if not self._pool.busy:
             self.request_stop()
-        return self._longest_poll()
+        return self._longest_poll() if self._pool.patience is None else PATIENCE
 
     # ---- measure ----
 
     def _pause(self) -> float:
         if self._pool.done:
             return 0.0
+        pause, patience = self._until_next(), self._pool.patience
+        return pause if patience is None else min(pause, patience)
+
+    def _until_next(self) -> float:
+        if not self.lease.valid:
+            return _LEASE_LOOK
         if self._pool.waiting:
             return _LONGEST_WAIT / 2
         if self._pool.unfinished >= self.options.threads:
@@ -300,6 +341,12 @@ class Worker(Runner):
 
     def _measure_round_trip(self, seconds: float) -> None:
         self._round_trip += (min(seconds, _LONGEST_WAIT) - self._round_trip) * _WEIGHT
+
+
+def _announce(recorded: deque[execution.Job]) -> None:
+    """May be called again for those that are left."""
+    while recorded:
+        execution.announce([recorded.popleft()])
 
 
 def _resident_mib() -> float:
