@@ -5,6 +5,7 @@
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
     dj_queue.E004  A queue's database is none that dj-queue can use, or lacks its driver.
     dj_queue.E005  The token that protects `dj_queue.urls` is not a text.
+    dj_queue.E006  A queue's database has the tables of dj-queue 0.6.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
     dj_queue.W003  The configured processes may open more connections than the server allows.
@@ -14,8 +15,8 @@
     dj_queue.W007  Each tenant's schema has queue tables of its own, where no worker looks.
     dj_queue.W008  A recurring task of the settings cannot be imported.
 
-`manage.py check --tag dj_queue` runs these alone. W003 opens a connection, so a plain `manage.py check` leaves
-it out: it comes with `--database default`, and before `migrate`.
+`manage.py check --tag dj_queue` runs these alone. E006 and W003 open a connection, so a plain `manage.py check` leaves
+them out: they come with `--database default`, and before `migrate`.
 """
 
 import re
@@ -70,6 +71,7 @@ def register() -> None:
         check_recurring_tasks,
     ):
         checks.register(check, TAG)
+    checks.register(check_predecessor, TAG, checks.Tags.database)
     checks.register(check_connections, TAG, checks.Tags.database)
 
 
@@ -246,6 +248,21 @@ def check_pools(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]
         for config in _readable()
         for shortage in budget.pool_shortages(config)
     ]
+
+
+def check_predecessor(
+    app_configs: object = None, *, databases: Iterable[str] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    from dj_queue.operations import schema
+
+    found: list[CheckMessage] = []
+    for alias in sorted(database_aliases() & set(databases or ())):
+        # A server that does not answer, or cannot be asked at all, is somebody else's to report.
+        with suppress(Error, ImproperlyConfigured):
+            if old := schema.predecessor(alias):
+                hint = "With this version installed, the same command drops them given --skip-checks."
+                found.append(checks.Error(f"{old}.", hint=hint, id="dj_queue.E006"))
+    return found
 
 
 def check_connections(

@@ -251,6 +251,14 @@ class Dialect(ABC):
         """Which of a database's settings keep the queue from living there; told without connecting to it."""
         return None
 
+    def unusable(self) -> str | None:
+        """Why this process can use no database of the kind, and what to do; told without connecting to one."""
+        return None
+
+    def lacks_column(self, error: Error) -> bool:
+        """Whether a table is there and a column that the statement names is not: it is another version's."""
+        return any(text in str(error) for text in ("has no column named", "no such column", "Unknown column"))
+
     def lacks_table(self, error: Error) -> bool:
         """Whether what the statement names is not there: migrations were not run."""
         return any(text in str(error) for text in ("no such table", "doesn't exist"))

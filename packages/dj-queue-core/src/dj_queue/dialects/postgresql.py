@@ -27,6 +27,7 @@ _READ_ONLY = "25006"
 _PINS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
 # The class of what is too large or too deep for this server. The driver calls that operational.
 _LIMIT_EXCEEDED = "54"
+_UNDEFINED_COLUMN = "42703"
 _UNDEFINED_TABLE = "42P01"
 # The drivers' word for a session without a transaction.
 _IDLE = 0
@@ -168,6 +169,9 @@ class PostgreSQL(Dialect):
 
     def lacks_table(self, error: Error) -> bool:
         return _sqlstate(error) == _UNDEFINED_TABLE
+
+    def lacks_column(self, error: Error) -> bool:
+        return _sqlstate(error) == _UNDEFINED_COLUMN
 
     def watch(self, connection: BaseDatabaseWrapper) -> None:
         postgresql_peer.watch(connection)

@@ -6,8 +6,10 @@ The database's clock is this machine's clock: every process that opens a SQLite 
 """
 
 import json
+import sqlite3
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from sqlite3 import dbapi2
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +24,9 @@ from django.utils.dateparse import parse_datetime
 from dj_queue.dialects import observation_sql
 from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
+
+# Which has `->>`, and RETURNING.
+_OLDEST = (3, 38, 0)
 
 
 class SQLite(Dialect):
@@ -65,6 +70,21 @@ class SQLite(Dialect):
     def clock(self, *, ago: float = 0) -> Expression:
         # Not SQL's: that is UTC, and without USE_TZ the columns are not.
         return Value(timezone.now() - timedelta(seconds=ago), output_field=DateTimeField())
+
+    def unusable(self) -> str | None:
+        found = min(sqlite3.sqlite_version_info, dbapi2.sqlite_version_info)
+        if found >= _OLDEST:
+            return None
+        wanted, version = (".".join(map(str, each)) for each in (_OLDEST, found))
+        return (
+            f"dj-queue needs SQLite {wanted} or later, and this Python has {version}. Use a Python with a newer one,"
+            " or a PostgreSQL, MariaDB or MySQL database as the option database_alias"
+        )
+
+    def refusal(self, connection: BaseDatabaseWrapper) -> str | None:
+        if self.unusable() or connection.features.supports_json_field:
+            return self.unusable()
+        return "this SQLite was built without its JSON functions. Use a Python whose SQLite has them"
 
     def unfit(self, settings: Mapping[str, Any]) -> str | None:
         return "TIME_ZONE set, so that times are not stored as UTC" if settings["TIME_ZONE"] else None

@@ -11,10 +11,15 @@ from django.db.migrations.recorder import MigrationRecorder
 from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
 
+# Columns that the jobs of 0.6 do not have, and every later version has.
+_SINCE_1_0 = frozenset({"started_at", "last_attempted_at", "worker_ids"})
+
 
 def require_usable(database: str) -> None:
     """Refuse, without connecting, what no waiting would mend. Raises `ImproperlyConfigured`."""
     dialect = dialect_for(database)
+    if refusal := dialect.unusable():
+        raise ImproperlyConfigured(f"DATABASES[{database!r}] cannot hold a queue: {refusal}.")
     settings = connections[database].settings_dict
     unfit = dialect.unfit(settings)
     if not settings["AUTOCOMMIT"]:
@@ -35,6 +40,8 @@ def obstacle(database: str) -> str | None:
         refusal = dialect_for(database).refusal(connections[database])
         if refusal:
             raise ImproperlyConfigured(f"DATABASES[{database!r}] cannot hold a queue: {refusal}.")
+        if old := predecessor(database):
+            raise ImproperlyConfigured(old)
         missing = unapplied_migrations(database)
         tables = missing or _has_tables(database)
     except NotSupportedError as error:  # Django's own refusal of an old server
@@ -56,6 +63,25 @@ def obstacle(database: str) -> str | None:
             f" && manage.py migrate dj_queue --database {database}"
         )
     return None
+
+
+def predecessor(database: str) -> str | None:
+    """Whether the tables are those of dj-queue 0.6, of the same names, and what to do; None if they are not.
+
+    Raises what the database does if it does not answer.
+    """
+    connection = connections[database]
+    with connection.cursor() as cursor:
+        if Job._meta.db_table not in connection.introspection.table_names(cursor):
+            return None
+        described = connection.introspection.get_table_description(cursor, Job._meta.db_table)
+    if any(column.name in _SINCE_1_0 for column in described):
+        return None
+    return (
+        f"The database {database!r} still has the tables of dj-queue 0.6, which this version cannot use and `migrate`"
+        " leaves as they are. docs/upgrading.md says how to replace them, and what is lost: stop the queue, then drop"
+        f" them with the old version installed: manage.py migrate dj_queue zero --database {database}"
+    )
 
 
 def unapplied_migrations(database: str) -> list[str]:

@@ -161,3 +161,9 @@ def _forget(connection: BaseDatabaseWrapper) -> None:
 def _advise(database: str, dialect: Dialect, error: DatabaseError) -> None:
     if dialect.lacks_table(error) and "dj_queue_" in str(error):
         error.add_note(f"dj-queue's tables are not there. Run: manage.py migrate dj_queue --database {database}")
+    elif dialect.lacks_column(error):
+        # Which of the two cannot be asked here: the transaction may be the caller's, and is broken.
+        error.add_note(
+            "dj-queue's tables are another version's. If dj-queue 0.6 made them, docs/upgrading.md says how to replace"
+            f" them. If an earlier 1.x did, run manage.py migrate dj_queue --database {database}"
+        )

@@ -32,6 +32,8 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         max_age = config.process_alive_threshold if options["max_age"] is None else options["max_age"]
         try:
+            if old := schema.predecessor(config.database_alias):
+                raise CommandError(f"unhealthy: {old}")
             fresh = processes.count_fresh(config, max_age=max_age)
             idle = processes.lacks_workers(config, max_age=max_age)
         except Error as error:

@@ -33,9 +33,10 @@ class Command(BaseCommand):
         try:
             config = load_config(options["backend"])
             schema.require_usable(config.database_alias)
+            obstacle = schema.obstacle(config.database_alias)
         except ImproperlyConfigured as error:
             raise CommandError(str(error)) from error
-        if obstacle := schema.obstacle(config.database_alias):
+        if obstacle:
             raise CommandError(obstacle)
         batch = options["batch_size"]
         if batch < 1:
