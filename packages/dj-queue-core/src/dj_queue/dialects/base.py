@@ -7,7 +7,7 @@ of its caller; where `one_statement` is true, each of `insert`, `claim`, `finish
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -95,6 +95,14 @@ class QueueCounts(NamedTuple):
     paused: bool
     oldest_scheduled_at: datetime | None
     oldest_blocked_at: datetime | None
+
+
+class LockedSemaphore(NamedTuple):
+    id: int
+    key: str
+    value: int
+    limit: int
+    expires_at: datetime
 
 
 class SemaphoreState(NamedTuple):
@@ -196,20 +204,37 @@ class Dialect(ABC):
         """
 
     @abstractmethod
-    def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
+    def lock_semaphores(
+        self, cursor: CursorWrapper, keys: Iterable[str], *, skip_locked: bool = False
+    ) -> list[LockedSemaphore]:
+        """Lock the semaphores of these keys, those that are there, for the rest of the transaction.
+
+        One after the other in the bytewise order of the keys in UTF-8, which is Python's order of text and no
+        collation's: every statement of a dialect that locks semaphores, or makes them, keeps to it.
+        """
+
+    @abstractmethod
+    def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
+        """Make those semaphores of these keys that are not there, all slots free, in the order of the keys."""
+
+    @abstractmethod
+    def unblock(
+        self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool, skip_locked: bool = False
+    ) -> list[UnblockedJob]:
         """Free so many slots of each key, and give them to the next blocked jobs.
 
-        Locks the semaphores in the order of their keys before it looks for blocked jobs: whoever
-        blocked on a semaphore held that lock, so its job is seen.
+        Locks the semaphores before it looks for blocked jobs: whoever blocked on a semaphore held that lock,
+        so its job is seen. With `skip_locked`, blocked jobs that others hold are passed over.
         """
 
     def insert_limited(
         self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
-    ) -> tuple[datetime, set[UUID]] | None:
+    ) -> tuple[datetime, set[UUID], list[UnblockedJob]] | None:
         """Store jobs that have a concurrency key, and take slots for those that are due.
 
-        Return the database's time and which jobs were discarded; None where the caller is to do it, step by
-        step in one transaction. Where `one_statement` is true, nothing is written but by one statement.
+        Return the database's time, which jobs were discarded, and which started because a limit was raised:
+        those that were blocked before come first. None where the caller is to do it, step by step in one
+        transaction. Where `one_statement` is true, the jobs are written by one statement.
         """
         return None
 
@@ -241,6 +266,10 @@ class Dialect(ABC):
 
     def is_transient(self, error: Error) -> bool:
         """Whether the same transaction may well succeed if it is simply run again."""
+        return False
+
+    def is_lock_timeout(self, error: Error) -> bool:
+        """Whether it has waited for a lock of another transaction as long as its connection may wait."""
         return False
 
     def is_away(self, error: Error) -> bool:

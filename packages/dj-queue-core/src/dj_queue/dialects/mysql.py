@@ -24,7 +24,17 @@ from django.db.models import Expression
 
 from dj_queue.dialects import mysql_peer
 from dj_queue.dialects import mysql_sql as sql
-from dj_queue.dialects.base import Claim, Dialect, LimitedJob, NewJob, Outcome, Selector, UnblockedJob, needed
+from dj_queue.dialects.base import (
+    Claim,
+    Dialect,
+    LimitedJob,
+    LockedSemaphore,
+    NewJob,
+    Outcome,
+    Selector,
+    UnblockedJob,
+    needed,
+)
 from dj_queue.dialects.clock import Now, in_utc, mysql_clock
 from dj_queue.dialects.mysql_rows import (
     claim_of,
@@ -92,11 +102,11 @@ class MySQL(Dialect):
 
     def insert_limited(
         self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
-    ) -> tuple[datetime, set[UUID]]:
+    ) -> tuple[datetime, set[UUID], list[UnblockedJob]]:
         # What is due needs the clock to tell, before any semaphore is locked.
         now = self.now(cursor)
         due = [each for each in jobs if each.job.run_after is None or each.job.run_after <= now]
-        slots = self._take_slots(cursor, due, now)
+        slots, unblocked = self._take_slots(cursor, due, now)
         stored = partial(stored_time, cursor)
         at = stored(now)
         ready: list[tuple[Any, ...]] = []
@@ -128,7 +138,7 @@ class MySQL(Dialect):
         self._insert_rows(cursor, sql.INSERT_READY, ready)
         self._insert_rows(cursor, sql.INSERT_BLOCKED, blocked)
         self._insert_rows(cursor, sql.INSERT_SCHEDULED, scheduled)
-        return now, discarded
+        return now, discarded, unblocked
 
     def now(self, cursor: CursorWrapper) -> datetime:
         cursor.execute(f"SELECT {mysql_clock(cursor.db)}")
@@ -229,8 +239,22 @@ class MySQL(Dialect):
         )
         return len(due), [UUID(row[1]) for row in due if keys[row[1]] is not None]
 
-    def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
-        return self._start_next(cursor, freed, ended=())
+    def lock_semaphores(
+        self, cursor: CursorWrapper, keys: Iterable[str], *, skip_locked: bool = False
+    ) -> list[LockedSemaphore]:
+        lock = sql.LOCK_SEMAPHORE.format(now="expires_at", skip="SKIP LOCKED" if skip_locked else "")
+        rows = for_each(cursor, lock, [(key,) for key in sorted(keys)])
+        return [LockedSemaphore(*row[1:5], read_time(cursor, row[5])) for row in rows]
+
+    def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
+        at = stored_time(cursor, now)
+        rows = [(key, limits[key], limits[key], at, at, at) for key in sorted(limits)]
+        self._insert_rows(cursor, sql.MAKE_SEMAPHORES, rows)
+
+    def unblock(
+        self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool, skip_locked: bool = False
+    ) -> list[UnblockedJob]:
+        return self._start_next(cursor, freed, ended=(), skip="SKIP LOCKED" if skip_locked else "")
 
     def any_ready(self, cursor: CursorWrapper, alias: str) -> bool:
         cursor.execute(sql.ANY_READY, [alias])
@@ -242,6 +266,9 @@ class MySQL(Dialect):
 
     def is_transient(self, error: Error) -> bool:
         return mysql_peer.is_transient(error)
+
+    def is_lock_timeout(self, error: Error) -> bool:
+        return mysql_peer.is_lock_timeout(error)
 
     def is_away(self, error: Error) -> bool:
         return mysql_peer.is_away(error, unnumbered=super().is_away(error))
@@ -293,36 +320,44 @@ class MySQL(Dialect):
         for start in range(0, len(values), 1000):
             write(cursor, statement, values[start : start + 1000])
 
-    def _take_slots(self, cursor: CursorWrapper, due: Sequence[LimitedJob], now: datetime) -> Counter[str]:
-        """Take as many slots as there are, at most one a job; return how many of each key."""
+    def _take_slots(
+        self, cursor: CursorWrapper, due: Sequence[LimitedJob], now: datetime
+    ) -> tuple[Counter[str], list[UnblockedJob]]:
+        """Take as many slots as there are, at most one a job; return how many of each key, and what came first."""
         latest = {each.key: each for each in due}  # of several limits of one key, the last counts
         wanted = Counter(each.key for each in due)
         taken: Counter[str] = Counter()
         changed = []
-        for _, semaphore, key, value, limit, *_ in self._lock_semaphores(cursor, latest, now):
+        rows = self._lock_semaphores(cursor, latest, now)
+        raised = [row for row in rows if latest[row.key].limit > row.limit]
+        unblocked: list[UnblockedJob] = []
+        if raised:
+            # Those that the lower limit has blocked come before any new job.
+            free = [(row.id, row.value + latest[row.key].limit - row.limit, latest[row.key].limit) for row in raised]
+            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(free), stored_time(cursor, now)])
+            unblocked = self._start_next(cursor, {row.key: 0 for row in raised}, ended=())
+            rows = self.lock_semaphores(cursor, latest)
+        for semaphore, key, value, limit, _ in rows:
             free = value + latest[key].limit - limit
             taken[key] = min(wanted[key], max(free, 0))
             expires_at = now + timedelta(seconds=latest[key].duration) if taken[key] else None
             changed.append((semaphore, free - taken[key], latest[key].limit, stored_time(cursor, expires_at)))
         if changed:
             cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(changed), stored_time(cursor, now)])
-        return taken
+        return taken, unblocked
 
     def _lock_semaphores(
         self, cursor: CursorWrapper, latest: Mapping[str, LimitedJob], now: datetime
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[LockedSemaphore]:
         """The semaphores of these keys, locked; those that are not there are made."""
-        lock = sql.LOCK_SEMAPHORE.format(now="NULL")
-        at = stored_time(cursor, now)
-        found: list[tuple[Any, ...]] = []
+        found: list[LockedSemaphore] = []
         missing = sorted(latest)
         for attempt in range(_ATTEMPTS):
             # Looked for before they are made: nearly always they are there, and an insert that fails costs an id.
             if attempt:
-                rows = [(key, latest[key].limit, latest[key].limit, at, at, at) for key in missing]
-                self._insert_rows(cursor, sql.MAKE_SEMAPHORES, rows)
-            found += for_each(cursor, lock, [(key,) for key in missing])
-            missing = sorted(latest.keys() - {row[2] for row in found})
+                self.make_semaphores(cursor, {key: latest[key].limit for key in missing}, now)
+            found += self.lock_semaphores(cursor, missing)
+            missing = sorted(latest.keys() - {row.key for row in found})
             if not missing:
                 return found
         raise OperationalError("dj_queue: the semaphores of a batch could not be locked. Enqueue it again.")
@@ -491,10 +526,10 @@ class MySQL(Dialect):
     # ---- unblock ----
 
     def _start_next(
-        self, cursor: CursorWrapper, freed: Mapping[str, int], *, ended: Iterable[int]
+        self, cursor: CursorWrapper, freed: Mapping[str, int], *, ended: Iterable[int], skip: str = ""
     ) -> list[UnblockedJob]:
         """Give free slots to the next blocked jobs; delete their rows, and the claims that have ended, at once."""
-        semaphores, blocked = self._lock_next(cursor, freed)
+        semaphores, blocked = self._lock_next(cursor, freed, skip)
         started: list[tuple[Any, ...]] = []
         changed = []
         now = read_time(cursor, semaphores[-1][5]) if semaphores else None
@@ -519,15 +554,17 @@ class MySQL(Dialect):
         return [UnblockedJob(UUID(row[6]), row[2]) for row in started]
 
     def _lock_next(
-        self, cursor: CursorWrapper, freed: Mapping[str, int]
+        self, cursor: CursorWrapper, freed: Mapping[str, int], skip: str
     ) -> tuple[list[tuple[Any, ...]], dict[str, list[tuple[Any, ...]]]]:
         """Lock the semaphores, in the order of their keys, and the next blocked jobs that they have room for."""
-        lock = sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db))
+        lock = sql.LOCK_SEMAPHORE.format(now=mysql_clock(cursor.db), skip="")
         keys = sorted(freed)
         rows: list[tuple[Any, ...]] = []
         if keys and self._server(cursor).descending:
             # With so many blocked jobs as slots became free: nearly always there is no other free one.
-            rows = for_each(cursor, f"{lock} UNION ALL {_NEXT_BLOCKED}", [(key, key, freed[key]) for key in keys])
+            rows = for_each(
+                cursor, f"{lock} UNION ALL {_NEXT_BLOCKED.format(skip=skip)}", [(key, key, freed[key]) for key in keys]
+            )
         elif keys:
             rows = for_each(cursor, lock, [(key,) for key in keys])
         semaphores = [row for row in rows if row[0] == 0]
@@ -538,13 +575,13 @@ class MySQL(Dialect):
         for _, _, key, value, limit, *_ in semaphores:
             found, free = len(blocked.get(key, ())), min(limit, value + freed[key])
             if found < free and (found == freed[key] or not self._server(cursor).descending):
-                blocked[key] = self._next_blocked(cursor, key, free)
+                blocked[key] = self._next_blocked(cursor, key, free, skip)
         return semaphores, blocked
 
-    def _next_blocked(self, cursor: CursorWrapper, key: str, count: int) -> list[tuple[Any, ...]]:
+    def _next_blocked(self, cursor: CursorWrapper, key: str, count: int, skip: str) -> list[tuple[Any, ...]]:
         table, index = "dj_queue_blocked_executions", "dj_queue_blocked_next"
         where = "concurrency_key = %s"
-        return list(self._in_order(cursor, sql.NEXT_BLOCKED, table, index, where, [key], count, "FOR UPDATE"))
+        return list(self._in_order(cursor, sql.NEXT_BLOCKED, table, index, where, [key], count, f"FOR UPDATE {skip}"))
 
     # ---- the server ----
 
@@ -558,5 +595,5 @@ class MySQL(Dialect):
 
 _ORDER = "priority DESC, id"
 _NEXT_BLOCKED = sql.NEXT_BLOCKED.format(
-    index="dj_queue_blocked_next", where="concurrency_key = %s", order=_ORDER, lock="FOR UPDATE"
+    index="dj_queue_blocked_next", where="concurrency_key = %s", order=_ORDER, lock="FOR UPDATE {skip}"
 )

@@ -6,8 +6,9 @@ import socket
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
 
-# Lock wait timeout, deadlock; a row that changed under a snapshot; a certification that failed at commit.
-_TRANSIENT = {1205, 1213, 1020, 3101}
+_LOCK_WAIT_TIMEOUT = 1205
+# Deadlock; a row that changed under a snapshot; a certification that failed at commit.
+_TRANSIENT = {_LOCK_WAIT_TIMEOUT, 1213, 1020, 3101}
 # What no other statement would get past: access, shutdown, read only, out of connections, memory or space,
 # killed and timed out. Every error of the client library is one of those, but for a packet too large.
 _AWAY = {
@@ -21,6 +22,10 @@ _PACKET_TOO_LARGE = 2020
 
 def is_transient(error: Error) -> bool:
     return _code(error) in _TRANSIENT
+
+
+def is_lock_timeout(error: Error) -> bool:
+    return _code(error) == _LOCK_WAIT_TIMEOUT
 
 
 def is_away(error: Error, *, unnumbered: bool) -> bool:

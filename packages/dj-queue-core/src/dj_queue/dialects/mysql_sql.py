@@ -121,7 +121,7 @@ JOBS = "SELECT id, {column} FROM dj_queue_jobs FORCE INDEX (PRIMARY) WHERE id IN
 
 # Both have the same columns: the semaphores' locks and the next blocked jobs are one round trip.
 LOCK_SEMAPHORE = """(SELECT 0, id, `key`, value, `limit`, {now}, NULL, NULL, NULL, NULL
-FROM dj_queue_semaphores WHERE `key` = %s FOR UPDATE)"""
+FROM dj_queue_semaphores WHERE `key` = %s FOR UPDATE {skip})"""
 
 NEXT_BLOCKED = """(SELECT 1, id, concurrency_key, priority, NULL, NULL, job_id, backend_alias, queue_name,
 (SELECT concurrency_duration FROM dj_queue_jobs job FORCE INDEX (PRIMARY) WHERE job.id = blocked.job_id)

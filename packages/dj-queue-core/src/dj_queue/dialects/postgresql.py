@@ -1,6 +1,6 @@
 """PostgreSQL: each step of the hot path is one statement, and so one transaction."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -16,11 +16,12 @@ from django.utils import timezone
 from dj_queue.dialects import observation_sql, postgresql_peer, postgresql_pick
 from dj_queue.dialects import postgresql_limits as limits
 from dj_queue.dialects import postgresql_sql as sql
-from dj_queue.dialects.base import Claim, Dialect, LimitedJob, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.base import Claim, Dialect, LimitedJob, LockedSemaphore, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
 
-# deadlock_detected, serialization_failure, lock_not_available
-_TRANSIENT = {"40P01", "40001", "55P03"}
+_LOCK_NOT_AVAILABLE = "55P03"
+# deadlock_detected, serialization_failure
+_TRANSIENT = {"40P01", "40001", _LOCK_NOT_AVAILABLE}
 # What a server says that was demoted: it is up, and the primary is elsewhere.
 _READ_ONLY = "25006"
 # What would let the planner choose anything but nested loops over indexes.
@@ -63,20 +64,41 @@ class PostgreSQL(Dialect):
 
     def insert_limited(
         self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
-    ) -> tuple[datetime, set[UUID]]:
-        params = {**limits.limited_rows(jobs), "alias": alias}
+    ) -> tuple[datetime, set[UUID], list[UnblockedJob]]:
+        params = {**limits.limited_rows(jobs), "alias": alias, "raised": False}
         statement = limits.INSERT_LIMITED.format(notify=limits.NOTIFY_IF_READY if notify else "")
         if cursor.db.in_atomic_block:
             # Locks outlive the statement here: make what is missing before any is taken, not out of order.
-            _make_semaphores(cursor, jobs)
+            _make_semaphores(cursor, {each.key: each.limit for each in jobs})
+        unblocked: list[UnblockedJob] = []
         for _ in range(_ATTEMPTS):
             cursor.execute(statement, params)
-            at, discarded, stored, *_ = cursor.fetchone()
+            at, discarded, stored, raised, *_ = cursor.fetchone()
             if stored:
-                return at, set(discarded or ())
-            _make_semaphores(cursor, jobs)
+                return at, set(discarded or ()), unblocked
+            if raised:
+                # Once: what else is meanwhile enqueued with another limit is not to keep this one out.
+                unblocked, params["raised"] = self._raise_limits(cursor, jobs, notify=notify), True
+            else:
+                _make_semaphores(cursor, {each.key: each.limit for each in jobs})
         # Upkeep has deleted a semaphore each time, just after it was made.
         raise OperationalError("dj_queue: the semaphores of a batch could not be locked. Enqueue it again.")
+
+    def _raise_limits(self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, notify: bool) -> list[UnblockedJob]:
+        """Raise what is lower, and start the jobs that were blocked for that."""
+        by_key = {each.key: each.limit for each in jobs}
+        unblock, params = limits.unblock(dict.fromkeys(by_key, 0), notify=notify)
+        params["limits"] = [by_key[key] for key in params["keys"]]
+        statements = [limits.LOCK.format(skip=""), limits.RAISE, unblock]
+        if self.finishes_at_once(cursor.db):
+            # One message, and so one transaction, where there is none around it.
+            cursor.execute(";\n".join(statements), params)
+            cursor.nextset()
+            cursor.nextset()
+        else:
+            for statement in statements:
+                cursor.execute(statement, params)
+        return _unblocked(cursor)
 
     def now(self, cursor: CursorWrapper) -> datetime:
         cursor.execute("SELECT statement_timestamp()")
@@ -154,14 +176,28 @@ class PostgreSQL(Dialect):
         row = cursor.fetchone()
         return row[0], list(row[1] or ())
 
-    def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
-        statement, params = limits.unblock(freed, notify=notify)
-        cursor.execute(limits.LOCK, params)
+    def lock_semaphores(
+        self, cursor: CursorWrapper, keys: Iterable[str], *, skip_locked: bool = False
+    ) -> list[LockedSemaphore]:
+        cursor.execute(limits.LOCK.format(skip="SKIP LOCKED" if skip_locked else ""), {"keys": list(keys)})
+        return [LockedSemaphore._make(row) for row in cursor.fetchall()]
+
+    def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
+        _make_semaphores(cursor, limits)
+
+    def unblock(
+        self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool, skip_locked: bool = False
+    ) -> list[UnblockedJob]:
+        statement, params = limits.unblock(freed, notify=notify, skip_locked=skip_locked)
+        cursor.execute(limits.LOCK.format(skip=""), params)
         cursor.execute(statement, params)
         return _unblocked(cursor)
 
     def is_transient(self, error: Error) -> bool:
         return _sqlstate(error) in _TRANSIENT
+
+    def is_lock_timeout(self, error: Error) -> bool:
+        return _sqlstate(error) == _LOCK_NOT_AVAILABLE
 
     def is_away(self, error: Error) -> bool:
         code = _sqlstate(error)
@@ -269,8 +305,7 @@ def _set(cursor: CursorWrapper, values: Mapping[str, str], *, local: bool) -> No
     cursor.execute(f"SELECT {calls}", list(values.values()))
 
 
-def _make_semaphores(cursor: CursorWrapper, jobs: Sequence[LimitedJob]) -> None:
-    by_key = {each.key: each.limit for each in jobs}
+def _make_semaphores(cursor: CursorWrapper, by_key: Mapping[str, int]) -> None:
     cursor.execute(limits.MAKE_SEMAPHORES, {"keys": list(by_key), "limits": list(by_key.values())})
 
 

@@ -9,7 +9,8 @@ from dj_queue.dialects.postgresql_sql import CHANNEL
 # ---- enqueue ----------------------------------------------------------------------------------------
 
 # The lock gives the newest version of a semaphore, whatever this statement's snapshot shows of it. Where one
-# is missing nothing is written: the caller makes it, and tries again.
+# is missing nothing is written: the caller makes it, and tries again. Nor where a limit is raised: those that
+# were blocked by the lower one come first.
 INSERT_LIMITED = """
 WITH new AS MATERIALIZED (
   SELECT *, run_after IS NULL OR run_after <= statement_timestamp() AS due FROM unnest(
@@ -28,7 +29,9 @@ semaphore AS MATERIALIZED (
   ORDER BY key COLLATE "C" FOR UPDATE
 ),
 free AS MATERIALIZED (
-  SELECT semaphore.id, key, wanted.slots, wanted.duration, semaphore.value + (wanted.slots - semaphore."limit") AS value
+  SELECT semaphore.id, key, wanted.slots, wanted.duration,
+    wanted.slots > semaphore."limit" AND NOT %(raised)s AS raised,
+    semaphore.value + (wanted.slots - semaphore."limit") AS value
   FROM semaphore JOIN wanted USING (key)
 ),
 placed AS MATERIALIZED (
@@ -38,7 +41,7 @@ placed AS MATERIALIZED (
       WHEN discards THEN 'finished'
       ELSE 'blocked' END AS state
   FROM new LEFT JOIN free USING (key)
-  WHERE (SELECT count(*) FROM free) = (SELECT count(*) FROM wanted)
+  WHERE (SELECT count(*) FROM free WHERE NOT raised) = (SELECT count(*) FROM wanted)
 ),
 stored AS (
   INSERT INTO dj_queue_jobs
@@ -78,9 +81,18 @@ changed AS (
   FROM free, LATERAL (SELECT count(*) FROM placed WHERE placed.key = free.key AND placed.state = 'ready') taken
   WHERE semaphore.id = free.id AND EXISTS (SELECT FROM placed)
 )
-SELECT statement_timestamp(), array_agg(id) FILTER (WHERE state = 'finished'), count(*){notify} FROM placed"""
+SELECT statement_timestamp(), array_agg(id) FILTER (WHERE state = 'finished'), count(*),
+  EXISTS (SELECT FROM free WHERE raised){notify}
+FROM placed"""
 
 NOTIFY_IF_READY = f", CASE WHEN bool_or(state = 'ready') THEN pg_notify('{CHANNEL}', %(alias)s) END"
+
+# Under the semaphores' locks.
+RAISE = """
+UPDATE dj_queue_semaphores semaphore SET
+  value = value + (raised.slots - semaphore."limit"), "limit" = raised.slots, updated_at = statement_timestamp()
+FROM unnest(%(keys)s::text[], %(limits)s::int[]) AS raised(key, slots)
+WHERE semaphore.key = raised.key AND semaphore."limit" < raised.slots"""
 
 MAKE_SEMAPHORES = """
 INSERT INTO dj_queue_semaphores (key, value, "limit", expires_at, created_at, updated_at)
@@ -103,7 +115,9 @@ def limited_rows(jobs: Sequence[LimitedJob]) -> dict[str, Any]:
 
 # ---- unblock ----------------------------------------------------------------------------------------
 
-LOCK = 'SELECT FROM dj_queue_semaphores WHERE key = ANY (%(keys)s) ORDER BY key COLLATE "C" FOR UPDATE'
+LOCK = """
+SELECT id, key, value, "limit", expires_at FROM dj_queue_semaphores WHERE key = ANY (%(keys)s)
+ORDER BY key COLLATE "C" FOR UPDATE {skip}"""
 
 # Younger than the locks it relies on: what blocked on a semaphore before them is seen.
 UNBLOCK = """
@@ -118,7 +132,7 @@ next AS MATERIALIZED (
     SELECT id, job_id, backend_alias, queue_name, priority, concurrency_key
     FROM dj_queue_blocked_executions
     WHERE concurrency_key = slots.key
-    ORDER BY priority DESC, id LIMIT greatest(slots.free, 0) FOR UPDATE) blocked
+    ORDER BY priority DESC, id LIMIT greatest(slots.free, 0) FOR UPDATE {skip}) blocked
 ),
 gone AS (
   DELETE FROM dj_queue_blocked_executions WHERE id = ANY (ARRAY(SELECT id FROM next))
@@ -143,6 +157,7 @@ SELECT job_id, concurrency_key{notify} FROM next"""
 NOTIFY_EACH = f", pg_notify('{CHANNEL}', backend_alias)"
 
 
-def unblock(freed: Mapping[str, int], *, notify: bool) -> tuple[str, dict[str, Any]]:
+def unblock(freed: Mapping[str, int], *, notify: bool, skip_locked: bool = False) -> tuple[str, dict[str, Any]]:
     keys = sorted(freed)
-    return UNBLOCK.format(notify=NOTIFY_EACH if notify else ""), {"keys": keys, "counts": [freed[key] for key in keys]}
+    statement = UNBLOCK.format(notify=NOTIFY_EACH if notify else "", skip="SKIP LOCKED" if skip_locked else "")
+    return statement, {"keys": keys, "counts": [freed[key] for key in keys]}

@@ -7,7 +7,7 @@ The database's clock is this machine's clock: every process that opens a SQLite 
 
 import json
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from sqlite3 import dbapi2
 from typing import Any
@@ -22,7 +22,7 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from dj_queue.dialects import observation_sql
-from dj_queue.dialects.base import Claim, Dialect, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.base import Claim, Dialect, LockedSemaphore, NewJob, Outcome, Selector, UnblockedJob
 from dj_queue.serialization import JSONLimits
 
 # Which has `->>`, and RETURNING.
@@ -199,7 +199,33 @@ class SQLite(Dialect):
         )
         return len(due), [UUID(row[3]) for row in due if row[5] is not None]
 
-    def unblock(self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool) -> list[UnblockedJob]:
+    def lock_semaphores(
+        self, cursor: CursorWrapper, keys: Iterable[str], *, skip_locked: bool = False
+    ) -> list[LockedSemaphore]:
+        # What locks is the transaction.
+        cursor.execute(
+            'SELECT id, key, value, "limit", expires_at FROM dj_queue_semaphores'
+            " WHERE key IN (SELECT value FROM json_each(%s)) ORDER BY key",
+            [json.dumps(list(keys))],
+        )
+        rows = []
+        for *row, expires_at in cursor.fetchall():
+            at = _read(expires_at)
+            assert at is not None
+            rows.append(LockedSemaphore(*row, at))
+        return rows
+
+    def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
+        at = _stored(now)
+        cursor.executemany(
+            'INSERT OR IGNORE INTO dj_queue_semaphores (key, value, "limit", expires_at, created_at, updated_at)'
+            " VALUES (%s, %s, %s, %s, %s, %s)",
+            [(key, limits[key], limits[key], at, at, at) for key in sorted(limits)],
+        )
+
+    def unblock(
+        self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool, skip_locked: bool = False
+    ) -> list[UnblockedJob]:
         now = timezone.now()
         unblocked: list[UnblockedJob] = []
         for key in sorted(freed):

@@ -1,7 +1,8 @@
 """Concurrency limits: how many jobs of one key may be ready or running at once.
 
 A semaphore row holds the free slots of a key. Everything that takes or frees a slot first locks the
-row, many keys in the order of their names, so that two transactions never wait for each other.
+row, many keys in the one order of `Dialect.lock_semaphores`, so that two transactions never wait for each
+other.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, NamedTuple
 
+from django.db import transaction
 from django.db.backends.utils import CursorWrapper
-from django.db.models import QuerySet
 
-from dj_queue import key_format
+from dj_queue import events, key_format
 from dj_queue.annotations import AnyTask
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect
+from dj_queue.dialects import Dialect, UnblockedJob
 from dj_queue.exceptions import ArgumentsError, EnqueueError
 from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
 from dj_queue.serialization import describe, storable
@@ -80,7 +81,7 @@ def dispatch(
     Called in the transaction that took them out of their last state, in the order in which the jobs
     are to start. Jobs without a key become ready.
     """
-    slots = _acquire(config, dialect, [job for job in jobs if job.concurrency_key], now)
+    slots = _acquire(config, dialect, cursor, [job for job in jobs if job.concurrency_key], now)
     ready: list[ReadyExecution] = []
     blocked: list[BlockedExecution] = []
     discarded: list[Job] = []
@@ -121,6 +122,17 @@ def release(
         return []
     unblocked = dialect.unblock(cursor, freed, notify=config.listen_notify)
     return [(str(job.job_id), job.key) for job in unblocked]
+
+
+def tell_unblocked(config: BackendConfig, unblocked: Sequence[UnblockedJob]) -> None:
+    """Tell of jobs that a raised limit has started, once that is committed."""
+
+    def tell() -> None:
+        for job in unblocked:
+            events.emit("job.unblocked", job_id=str(job.job_id), concurrency_key=job.key)
+
+    if unblocked:
+        transaction.on_commit(tell, using=config.database_alias)
 
 
 # ---- the limit of a call ----------------------------------------------------------------------------
@@ -188,16 +200,17 @@ def _signature(func: Callable[..., Any]) -> inspect.Signature:
 # ---- slots ------------------------------------------------------------------------------------------
 
 
-def _acquire(config: BackendConfig, dialect: Dialect, jobs: Sequence[Job], now: datetime) -> Counter[str]:
+def _acquire(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, jobs: Sequence[Job], now: datetime
+) -> Counter[str]:
     """Take as many slots as there are, at most one a job; return how many of each key."""
     if not jobs:
         return Counter()
     wanted = Counter(job.concurrency_key or "" for job in jobs)
     latest = {job.concurrency_key or "": job for job in jobs}
-    rows = Semaphore.objects.using(config.database_alias)
     taken: Counter[str] = Counter()
     changed = []
-    for row in _locked(rows, latest, now, look_first=dialect.locks_before_insert):
+    for row in _raised(config, dialect, cursor, list(_locked(dialect, cursor, latest, now)), latest):
         job = latest[row.key]
         limit = _limit(job)
         row.value += limit - row.limit
@@ -208,31 +221,37 @@ def _acquire(config: BackendConfig, dialect: Dialect, jobs: Sequence[Job], now: 
         if taken[row.key]:
             row.expires_at = now + timedelta(seconds=_duration(config, job))
         changed.append(row)
+    rows = Semaphore.objects.using(config.database_alias)
     rows.bulk_update(changed, ["value", "limit", "expires_at", "updated_at"], batch_size=200)
     return taken
 
 
-def _locked(
-    rows: QuerySet[Semaphore], latest: Mapping[str, Job], now: datetime, *, look_first: bool
-) -> Iterator[Semaphore]:
+def _raised(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, rows: list[Semaphore], latest: Mapping[str, Job]
+) -> list[Semaphore]:
+    """The locked semaphores, once those that a lower limit has blocked have what a raised one gives them."""
+    raised = [row for row in rows if _limit(latest[row.key]) > row.limit]
+    if not raised:
+        return rows
+    for row in raised:
+        row.value += _limit(latest[row.key]) - row.limit
+        row.limit = _limit(latest[row.key])
+    Semaphore.objects.using(config.database_alias).bulk_update(raised, ["value", "limit"], batch_size=200)
+    unblocked = dialect.unblock(cursor, {row.key: 0 for row in raised}, notify=config.listen_notify)
+    tell_unblocked(config, unblocked)
+    return [Semaphore(**row._asdict()) for row in dialect.lock_semaphores(cursor, latest)]
+
+
+def _locked(dialect: Dialect, cursor: CursorWrapper, latest: Mapping[str, Job], now: datetime) -> Iterator[Semaphore]:
     """The semaphores of these keys, created where there are none, and locked."""
-    keys = sorted(latest)
+    keys = set(latest)
     for attempt in range(_ATTEMPTS):
-        missing = [] if look_first and attempt == 0 else keys
-        rows.bulk_create(
-            [
-                Semaphore(
-                    key=key, value=_limit(latest[key]), limit=_limit(latest[key]), expires_at=now,
-                    created_at=now, updated_at=now,
-                )
-                for key in missing
-            ],
-            ignore_conflicts=True,
-        )  # fmt: skip
-        found = list(rows.filter(key__in=keys).order_by("key").select_for_update())
-        yield from found
+        if attempt or not dialect.locks_before_insert:
+            dialect.make_semaphores(cursor, {key: _limit(latest[key]) for key in keys}, now)
+        found = dialect.lock_semaphores(cursor, keys)
+        yield from (Semaphore(**row._asdict()) for row in found)
         # Upkeep may have deleted a row after it stood in the way of ours, and before it was locked.
-        keys = sorted(set(keys) - {row.key for row in found})
+        keys -= {row.key for row in found}
         if not keys:
             return
 

@@ -270,7 +270,11 @@ def _insert_limited(
         if each.limit
     ]
     inserted = dialect.insert_limited(cursor, limited, alias=config.alias, notify=config.listen_notify)
-    return inserted or _insert_step_by_step(config, dialect, cursor, prepared)
+    if inserted is None:
+        return _insert_step_by_step(config, dialect, cursor, prepared)
+    at, discarded, unblocked = inserted
+    concurrency.tell_unblocked(config, unblocked)
+    return at, discarded
 
 
 def _insert_step_by_step(

@@ -7,33 +7,55 @@ counted anew here, under the semaphore's lock, so that a slot lost anywhere is f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
 
+from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Count, Exists, OuterRef, QuerySet
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect
+from dj_queue.dialects import Dialect, UnblockedJob, dialect_for
 from dj_queue.models import BlockedExecution, ClaimedExecution, Job, ReadyExecution, Semaphore
 from dj_queue.operations import transactions
 
-_BATCH = 200
+_BATCH = 50
+# So often what others hold is tried again at the end.
+_MORE_LOOKS = 3
+_MOST_PROLONGED = 500
 
 
 def maintain(config: BackendConfig) -> Iterator[int]:
     """Recount every semaphore, drop those that nobody needs, start what has room; yield how many jobs started.
 
-    Some keys at a time, each in a transaction: there may be other things to do in between.
+    A few keys at a time, each few in a transaction: there may be other things to do in between. It waits for
+    nobody: a semaphore that others hold has its turn at the end once more, and otherwise the next time.
     """
+    held: list[str] = []
     for keys in _batches(config):
-        unblocked = transactions.run(config.database_alias, partial(_recount, config, keys))
-        for job_id, key in unblocked:
-            events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
-        yield len(unblocked)
+        yield _recounted(config, keys, held)
+    for _ in range(_MORE_LOOKS):
+        again, held = held, []
+        for start in range(0, len(again), _BATCH):
+            yield _recounted(config, again[start : start + _BATCH], held)
+
+
+def _recounted(config: BackendConfig, keys: Sequence[str], held: list[str]) -> int:
+    """Recount these semaphores, and add to `held` those that others hold."""
+    try:
+        unblocked, free = transactions.run(config.database_alias, partial(_recount, config, keys), waits_again=False)
+    except DatabaseError as error:
+        # On what cannot be skipped, the row of a key that another transaction has made and not committed.
+        if not dialect_for(config.database_alias).is_lock_timeout(error):
+            raise
+        unblocked, free = [], set()
+    held += [key for key in keys if key not in free]
+    for job_id, key in unblocked:
+        events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+    return len(unblocked)
 
 
 def _batches(config: BackendConfig) -> Iterator[list[str]]:
@@ -54,12 +76,16 @@ def _walk(rows: QuerySet[Any], name: str) -> Iterator[list[str]]:
 
 
 def _recount(
-    config: BackendConfig, keys: Sequence[str], dialect: Dialect, cursor: CursorWrapper
-) -> list[tuple[str, str]]:
+    config: BackendConfig, wanted: Sequence[str], dialect: Dialect, cursor: CursorWrapper
+) -> tuple[list[tuple[str, str]], set[str]]:
+    """Return (job id, key) of the jobs that were started, and which semaphores were free to be recounted."""
     using = config.database_alias
     now = dialect.now(cursor)
-    _create_missing(config, keys, now)
-    rows = list(Semaphore.objects.using(using).filter(key__in=keys).order_by("key").select_for_update())
+    _create_missing(config, dialect, cursor, wanted, now)
+    rows = [Semaphore(**row._asdict()) for row in dialect.lock_semaphores(cursor, wanted, skip_locked=True)]
+    keys = {row.key for row in rows}
+    if not keys:
+        return [], keys
     held = _holders(config, keys)
     blocked = BlockedExecution.objects.using(using).filter(concurrency_key__in=keys)
     waiting = set(blocked.values_list("concurrency_key", flat=True).distinct())
@@ -71,14 +97,28 @@ def _recount(
             changed.append(row)
     Semaphore.objects.using(using).bulk_update(changed, ["value"])
     Semaphore.objects.using(using).filter(pk__in=unneeded).delete()
-    unblocked = dialect.unblock(cursor, dict.fromkeys(waiting, 0), notify=config.listen_notify) if waiting else []
-    BlockedExecution.objects.using(using).filter(concurrency_key__in=keys, expires_at__lte=now).update(
-        expires_at=now + timedelta(seconds=config.default_concurrency_duration)
-    )
-    return [(str(job.job_id), job.key) for job in unblocked]
+    unblocked: list[UnblockedJob] = []
+    if waiting:
+        notify = config.listen_notify
+        unblocked = dialect.unblock(cursor, dict.fromkeys(waiting, 0), notify=notify, skip_locked=True)
+        _prolong(config, keys, now)
+    return [(str(job.job_id), job.key) for job in unblocked], keys
 
 
-def _create_missing(config: BackendConfig, keys: Sequence[str], now: datetime) -> None:
+def _prolong(config: BackendConfig, keys: Iterable[str], now: datetime) -> None:
+    """Whoever waits longer than it was to goes on waiting."""
+    rows = BlockedExecution.objects.using(config.database_alias)
+    skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
+    expired = rows.filter(concurrency_key__in=keys, expires_at__lte=now).order_by("pk")
+    pks = list(expired.select_for_update(skip_locked=skip_locked).values_list("pk", flat=True)[:_MOST_PROLONGED])
+    if pks:
+        expires_at = now + timedelta(seconds=config.default_concurrency_duration)
+        rows.filter(pk__in=pks).update(expires_at=expires_at)
+
+
+def _create_missing(
+    config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, keys: Sequence[str], now: datetime
+) -> None:
     """Blocked jobs whose semaphore is gone would wait for ever: give them one, as their jobs say."""
     using = config.database_alias
     present = set(Semaphore.objects.using(using).filter(key__in=keys).values_list("key", flat=True))
@@ -90,13 +130,10 @@ def _create_missing(config: BackendConfig, keys: Sequence[str], now: datetime) -
         .filter(blocked_execution__concurrency_key__in=missing)
         .values_list("concurrency_key", "concurrency_limit")
     )
-    Semaphore.objects.using(using).bulk_create(
-        [Semaphore(key=key, value=limits.get(key) or 1, limit=limits.get(key) or 1, expires_at=now) for key in missing],
-        ignore_conflicts=True,
-    )
+    dialect.make_semaphores(cursor, {key: limits.get(key) or 1 for key in missing}, now)
 
 
-def _holders(config: BackendConfig, keys: Sequence[str]) -> Counter[str]:
+def _holders(config: BackendConfig, keys: Collection[str]) -> Counter[str]:
     using = config.database_alias
     ready = ReadyExecution.objects.using(using).filter(concurrency_key__in=keys)
     claimed = ClaimedExecution.objects.using(using).filter(job__concurrency_key__in=keys)

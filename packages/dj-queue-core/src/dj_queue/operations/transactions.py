@@ -20,12 +20,20 @@ _ATTEMPTS = 8
 _FIRST_PAUSE = 0.005
 
 
-def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_statement: bool = False) -> T:
+def run[T](
+    database: str,
+    work: Callable[[Dialect, CursorWrapper], T],
+    *,
+    one_statement: bool = False,
+    waits_again: bool = True,
+) -> T:
     """Run `work` in one transaction, again if the database says that it only collided.
 
     With `one_statement`, `work` is a single statement on databases that can, and then is its own
-    transaction. Inside a caller's transaction it joins that one, and a collision is the caller's to
-    handle, because the database has already given up what the caller did before.
+    transaction. Without `waits_again`, what has waited for a lock for as long as its connection may does not
+    wait for it anew: the caller has something better to do. Inside a caller's transaction it joins that one,
+    and a collision is the caller's to handle, because the database has already given up what the caller did
+    before.
     """
     connection = connections[database]
     dialect = dialect_for(database)
@@ -39,7 +47,8 @@ def run[T](database: str, work: Callable[[Dialect, CursorWrapper], T], *, one_st
             with transaction.atomic(using=database), connection.cursor() as cursor:
                 return work(dialect, cursor)
         except OperationalError as error:
-            if connection.in_atomic_block or attempt == _ATTEMPTS or not dialect.is_transient(error):
+            waited = not waits_again and dialect.is_lock_timeout(error)
+            if connection.in_atomic_block or attempt == _ATTEMPTS or waited or not dialect.is_transient(error):
                 _advise(database, dialect, error)
                 raise
             events.emit("transaction.retried", attempt=attempt, error=str(error))
