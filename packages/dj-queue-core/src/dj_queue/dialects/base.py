@@ -7,7 +7,7 @@ of its caller; where `one_statement` is true, each of `insert`, `claim`, `finish
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -95,6 +95,11 @@ class QueueCounts(NamedTuple):
     paused: bool
     oldest_scheduled_at: datetime | None
     oldest_blocked_at: datetime | None
+
+
+# Seconds that a statement of the runtime waits for a lock that another transaction holds. Commits of others take
+# less; what takes longer may take for ever, and there are other things to do.
+LOCK_TIMEOUT = 1
 
 
 class LockedSemaphore(NamedTuple):
@@ -195,12 +200,19 @@ class Dialect(ABC):
 
     @abstractmethod
     def promote(
-        self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
+        self,
+        cursor: CursorWrapper,
+        *,
+        alias: str,
+        limit: int,
+        skip_locked: bool,
+        notify: bool,
+        except_keys: Collection[str] = (),
     ) -> tuple[int, list[UUID]]:
         """Take up to `limit` due jobs off the schedule, the longest due first, and make them ready.
 
         Return how many were taken, and which of them have a concurrency key: those were taken, but
-        the caller must find them a slot in the same transaction.
+        the caller must find them a slot in the same transaction. Jobs of `except_keys` stay where they are.
         """
 
     @abstractmethod

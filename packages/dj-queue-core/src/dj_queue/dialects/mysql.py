@@ -8,7 +8,7 @@ deleted by primary key, in its order. One class, and long: each step is several 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -25,6 +25,7 @@ from django.db.models import Expression
 from dj_queue.dialects import mysql_peer
 from dj_queue.dialects import mysql_sql as sql
 from dj_queue.dialects.base import (
+    LOCK_TIMEOUT,
     Claim,
     Dialect,
     LimitedJob,
@@ -209,17 +210,33 @@ class MySQL(Dialect):
         return len(kept)
 
     def promote(
-        self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
+        self,
+        cursor: CursorWrapper,
+        *,
+        alias: str,
+        limit: int,
+        skip_locked: bool,
+        notify: bool,
+        except_keys: Collection[str] = (),
     ) -> tuple[int, list[UUID]]:
         # Without descending indexes, those due at the same microsecond may be cut off in another order.
         order = "scheduled_at, priority DESC, id" if self._server(cursor).descending else "scheduled_at, priority, id"
         lock = "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE"
         clock = mysql_clock(cursor.db)
-        cursor.execute(sql.COUNT_DUE.format(now=clock), [alias, limit])
-        count = int(cursor.fetchone()[0] or 0)
-        if not count:
-            return 0, []
-        cursor.execute(sql.DUE.format(now=clock, order=order, lock=lock), [alias, count])
+        if except_keys:
+            but = sql.marks(list(except_keys))
+            cursor.execute(sql.DUE_BUT.format(now=clock, order=order, but=but), [alias, *except_keys, limit])
+            ids = sorted(row[0] for row in cursor.fetchall())
+            if not ids:
+                return 0, []
+            lock = lock_clause(cursor, "scheduled") + (" SKIP LOCKED" if skip_locked else "")
+            cursor.execute(sql.DUE_OF.format(now=clock, lock=lock), [sql.dump(ids), alias])
+        else:
+            cursor.execute(sql.COUNT_DUE.format(now=clock), [alias, limit])
+            count = int(cursor.fetchone()[0] or 0)
+            if not count:
+                return 0, []
+            cursor.execute(sql.DUE.format(now=clock, order=order, lock=lock), [alias, count])
         # What others have locked was skipped, and so perhaps some that are not due were locked here.
         found = [row for row in cursor.fetchall() if row[5]]
         if not found:
@@ -244,7 +261,7 @@ class MySQL(Dialect):
     ) -> list[LockedSemaphore]:
         lock = sql.LOCK_SEMAPHORE.format(now="expires_at", skip="SKIP LOCKED" if skip_locked else "")
         rows = for_each(cursor, lock, [(key,) for key in sorted(keys)])
-        return [LockedSemaphore(*row[1:5], read_time(cursor, row[5])) for row in rows]
+        return [LockedSemaphore._make([*row[1:5], read_time(cursor, row[5])]) for row in rows]
 
     def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
         at = stored_time(cursor, now)
@@ -276,6 +293,7 @@ class MySQL(Dialect):
     def prepare_session(self, connection: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
+            cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT}")
         connection.isolation_level = _READ_COMMITTED
 
     def watch(self, connection: BaseDatabaseWrapper) -> None:

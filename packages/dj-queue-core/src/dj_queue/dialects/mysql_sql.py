@@ -115,6 +115,15 @@ DUE = """SELECT id, job_id, queue_name, priority, scheduled_at, scheduled_at <= 
 FROM dj_queue_scheduled_executions FORCE INDEX (dj_queue_scheduled_due)
 WHERE backend_alias = %s ORDER BY {order} LIMIT %s {lock}"""
 
+# Without the jobs of some keys: looked for first, and then locked by their ids.
+DUE_BUT = """SELECT id FROM dj_queue_scheduled_executions scheduled FORCE INDEX (dj_queue_scheduled_due)
+WHERE backend_alias = %s AND scheduled_at <= {now} AND COALESCE((SELECT concurrency_key FROM dj_queue_jobs job
+FORCE INDEX (PRIMARY) WHERE job.id = scheduled.job_id), '') NOT IN ({but}) ORDER BY {order} LIMIT %s"""
+
+DUE_OF = f"""SELECT scheduled.id, job_id, queue_name, priority, scheduled_at, scheduled_at <= {{now}}, {{now}}
+FROM {_IDS} STRAIGHT_JOIN dj_queue_scheduled_executions scheduled FORCE INDEX (PRIMARY) ON scheduled.id = done.id
+WHERE backend_alias = %s {{lock}}"""
+
 JOBS = "SELECT id, {column} FROM dj_queue_jobs FORCE INDEX (PRIMARY) WHERE id IN ({ids})"
 
 # ---- unblock ----------------------------------------------------------------------------------------

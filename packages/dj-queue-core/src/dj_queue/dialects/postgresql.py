@@ -1,6 +1,6 @@
 """PostgreSQL: each step of the hot path is one statement, and so one transaction."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
@@ -16,7 +16,17 @@ from django.utils import timezone
 from dj_queue.dialects import observation_sql, postgresql_peer, postgresql_pick
 from dj_queue.dialects import postgresql_limits as limits
 from dj_queue.dialects import postgresql_sql as sql
-from dj_queue.dialects.base import Claim, Dialect, LimitedJob, LockedSemaphore, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.base import (
+    LOCK_TIMEOUT,
+    Claim,
+    Dialect,
+    LimitedJob,
+    LockedSemaphore,
+    NewJob,
+    Outcome,
+    Selector,
+    UnblockedJob,
+)
 from dj_queue.serialization import JSONLimits
 
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -167,11 +177,22 @@ class PostgreSQL(Dialect):
         return int(cursor.fetchone()[0])
 
     def promote(
-        self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
+        self,
+        cursor: CursorWrapper,
+        *,
+        alias: str,
+        limit: int,
+        skip_locked: bool,
+        notify: bool,
+        except_keys: Collection[str] = (),
     ) -> tuple[int, list[UUID]]:
         cursor.execute(
-            sql.PROMOTE.format(skip="SKIP LOCKED" if skip_locked else "", notify=sql.NOTIFY_IF_ANY if notify else ""),
-            {"alias": alias, "limit": limit},
+            sql.PROMOTE.format(
+                but=sql.BUT_KEYS if except_keys else "",
+                skip="SKIP LOCKED" if skip_locked else "",
+                notify=sql.NOTIFY_IF_ANY if notify else "",
+            ),
+            {"alias": alias, "limit": limit, "except_keys": list(except_keys)},
         )
         row = cursor.fetchone()
         return row[0], list(row[1] or ())
@@ -222,7 +243,7 @@ class PostgreSQL(Dialect):
             connection.execute_wrappers.append(_pin_transaction)
             return
         with connection.cursor() as cursor:
-            _set(cursor, dict.fromkeys(_PINS, "off"), local=False)
+            _set(cursor, {**dict.fromkeys(_PINS, "off"), "lock_timeout": f"{LOCK_TIMEOUT}s"}, local=False)
 
     @contextmanager
     def observing(self, cursor: CursorWrapper) -> Iterator[None]:
@@ -294,6 +315,7 @@ def _pin_transaction(execute: Callable[..., Any], sql: str, params: Any, many: b
     if many or not hasattr(cursor, "mogrify") or getattr(cursor, "name", None):
         return execute(sql, params, many, context)
     pins = ", ".join(f"set_config('{name}', 'off', true)" for name in _PINS)
+    pins += f", set_config('lock_timeout', '{LOCK_TIMEOUT}s', true)"
     result = execute(f"SELECT {pins}; {sql}", params, many, context)
     if is_psycopg3:  # psycopg2 keeps the last result only
         cursor.nextset()

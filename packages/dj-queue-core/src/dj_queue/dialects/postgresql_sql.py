@@ -193,7 +193,7 @@ SELECT count(*){notify} FROM gone"""
 PROMOTE = """
 WITH due AS MATERIALIZED (
   SELECT id, job_id, queue_name, priority FROM dj_queue_scheduled_executions
-  WHERE backend_alias = %(alias)s AND scheduled_at <= statement_timestamp()
+  WHERE backend_alias = %(alias)s AND scheduled_at <= statement_timestamp() {but}
   ORDER BY scheduled_at, priority DESC, id LIMIT %(limit)s FOR UPDATE {skip}
 ),
 gone AS (
@@ -211,6 +211,9 @@ ready AS (
   WHERE concurrency_key IS NULL
 )
 SELECT count(*), array_agg(job_id) FILTER (WHERE concurrency_key IS NOT NULL){notify} FROM job"""
+
+BUT_KEYS = """
+    AND coalesce((SELECT concurrency_key FROM dj_queue_jobs job WHERE job.id = job_id), '') <> ALL (%(except_keys)s)"""
 
 NOTIFY_IF_ANY = f", CASE WHEN count(*) > 0 THEN pg_notify('{CHANNEL}', %(alias)s) END"
 

@@ -7,7 +7,7 @@ The database's clock is this machine's clock: every process that opens a SQLite 
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from sqlite3 import dbapi2
 from typing import Any
@@ -182,7 +182,14 @@ class SQLite(Dialect):
         return len(gone)
 
     def promote(
-        self, cursor: CursorWrapper, *, alias: str, limit: int, skip_locked: bool, notify: bool
+        self,
+        cursor: CursorWrapper,
+        *,
+        alias: str,
+        limit: int,
+        skip_locked: bool,
+        notify: bool,
+        except_keys: Collection[str] = (),
     ) -> tuple[int, list[UUID]]:
         at = _stored(timezone.now())
         cursor.execute(
@@ -212,7 +219,7 @@ class SQLite(Dialect):
         for *row, expires_at in cursor.fetchall():
             at = _read(expires_at)
             assert at is not None
-            rows.append(LockedSemaphore(*row, at))
+            rows.append(LockedSemaphore._make([*row, at]))
         return rows
 
     def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:

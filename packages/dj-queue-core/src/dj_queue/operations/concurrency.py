@@ -8,6 +8,7 @@ other.
 from __future__ import annotations
 
 import inspect
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -31,6 +32,8 @@ DISCARD = "discard"
 
 _LONGEST_KEY = 255
 _ATTEMPTS = 10
+# Seconds after which what others held is tried again: at first, and at most.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
 _HIGHEST_LIMIT = 2**31 - 1  # what its column holds
 _LONGEST_DURATION = 100 * 365 * 86400  # within the calendar, and more than anybody means
 
@@ -122,6 +125,34 @@ def release(
         return []
     unblocked = dialect.unblock(cursor, freed, notify=config.listen_notify)
     return [(str(job.job_id), job.key) for job in unblocked]
+
+
+class HeldKeys:
+    """Keys whose semaphores others hold for long, and when each is to be tried again."""
+
+    def __init__(self) -> None:
+        self._again: dict[str, tuple[float, float]] = {}  # the monotonic time, and the pause before it
+
+    def now(self) -> set[str]:
+        """The keys that are not to be tried yet."""
+        now = time.monotonic()
+        # One that was free when its time came, or was not asked for, begins anew.
+        self._again = {key: each for key, each in self._again.items() if each[0] + 2 * _LONGEST_PAUSE > now}
+        return {key for key, (at, _) in self._again.items() if at > now}
+
+    def add(self, keys: Iterable[str]) -> None:
+        for key in keys:
+            _, last = self._again.get(key, (0.0, _FIRST_PAUSE / 2))
+            pause = min(2 * last, _LONGEST_PAUSE)
+            self._again[key] = time.monotonic() + pause, pause
+
+
+def find_held(config: BackendConfig, keys: Iterable[str], dialect: Dialect, cursor: CursorWrapper) -> set[str]:
+    """Which of these keys have a semaphore that another transaction holds."""
+    wanted = sorted(keys)
+    free = {row.key for row in dialect.lock_semaphores(cursor, wanted, skip_locked=True)}
+    rows = Semaphore.objects.using(config.database_alias).filter(key__in=[key for key in wanted if key not in free])
+    return set(rows.values_list("key", flat=True))
 
 
 def tell_unblocked(config: BackendConfig, unblocked: Sequence[UnblockedJob]) -> None:

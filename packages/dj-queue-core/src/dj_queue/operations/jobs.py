@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextvars import Context
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
+from django.db import DatabaseError
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
@@ -63,6 +65,9 @@ __all__ = [
 # What every one of the databases holds, less the widest offsets of time zones on both sides.
 _EARLIEST, _LATEST = datetime(1000, 1, 3, tzinfo=UTC), datetime(9999, 12, 29, tzinfo=UTC)
 _RANGE = "must be a datetime from the year 1000 to the end of 9999, less three days for time zones"
+
+# So often more keys are left out of a promotion at once.
+_MOST_LOOKS = 5
 
 type Call = tuple[AnyTask, Sequence[Any], Mapping[str, Any]]
 
@@ -164,29 +169,50 @@ def tell(result: AnyTaskResult) -> None:
     results.send("task_enqueued", result)
 
 
-def promote(config: BackendConfig, *, limit: int) -> int:
+def promote(config: BackendConfig, *, limit: int, held: concurrency.HeldKeys | None = None) -> int:
     """Make up to `limit` due scheduled jobs ready, the longest due first; return how many.
 
-    Jobs with a concurrency key become ready, blocked or discarded, as when they are enqueued.
+    Jobs with a concurrency key become ready, blocked or discarded, as when they are enqueued. With `held`, jobs of
+    a key whose semaphore others hold for longer than the connection may wait stay scheduled, and hold up no others.
     """
+    using = config.database_alias
+    if not transactions.look(using, lambda dialect, cursor: dialect.any_due(cursor, config.alias)):
+        return 0
+    if held is None:
+        return transactions.run(using, _Promotion(config, limit, set()))
+    for _ in range(_MOST_LOOKS):
+        move = _Promotion(config, limit, held.now())
+        try:
+            return transactions.run(using, move, waits_again=False)
+        except DatabaseError as error:
+            if not move.keys or not dialect_for(using).is_lock_timeout(error):
+                raise
+            # Nobody says which one. Where none of them is held, it is one that is just being made.
+            held.add(transactions.run(using, partial(concurrency.find_held, config, move.keys)) or move.keys)
+    return 0
 
-    def move(dialect: Dialect, cursor: CursorWrapper) -> int:
+
+class _Promotion:
+    def __init__(self, config: BackendConfig, limit: int, but: Collection[str]) -> None:
+        self._config, self._limit, self._but = config, limit, but
+        self.keys: set[str] = set()
+
+    def __call__(self, dialect: Dialect, cursor: CursorWrapper) -> int:
+        config = self._config
         count, limited = dialect.promote(
             cursor,
             alias=config.alias,
-            limit=limit,
+            limit=self._limit,
             skip_locked=config.use_skip_locked,
             notify=config.listen_notify,
+            except_keys=self._but,
         )
         if limited:
             found = Job.objects.using(config.database_alias).in_bulk(limited)
             jobs = [found[job_id] for job_id in limited if job_id in found]
+            self.keys = {job.concurrency_key for job in jobs if job.concurrency_key}
             concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
         return count
-
-    if not transactions.look(config.database_alias, lambda dialect, cursor: dialect.any_due(cursor, config.alias)):
-        return 0
-    return transactions.run(config.database_alias, move)
 
 
 def promote_scheduled_jobs(*, batch_size: int, backend_alias: str = "default", until: datetime | None = None) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dj_queue.config import BackendConfig, DispatcherConfig
 from dj_queue.models import Process
-from dj_queue.operations import jobs, maintenance
+from dj_queue.operations import concurrency, jobs, maintenance
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.process import Runner
 
@@ -26,6 +26,7 @@ class Dispatcher(Runner):
         self.options = options
         self._maintain_at = 0.0  # at start, and then at every interval
         self._upkeep: Iterator[int] | None = None
+        self._held = concurrency.HeldKeys()
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -38,7 +39,7 @@ class Dispatcher(Runner):
 
     def step(self) -> float:
         maintaining = self._maintain()
-        promoted = jobs.promote(self.config, limit=self.options.batch_size)
+        promoted = jobs.promote(self.config, limit=self.options.batch_size, held=self._held)
         # A full batch means that more may be due.
         return 0.0 if maintaining or promoted == self.options.batch_size else self.options.polling_interval
 
