@@ -351,8 +351,8 @@ class MySQL(Dialect):
         unblocked: list[UnblockedJob] = []
         if raised:
             # Those that the lower limit has blocked come before any new job.
-            free = [(row.id, row.value + latest[row.key].limit - row.limit, latest[row.key].limit) for row in raised]
-            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(free), stored_time(cursor, now)])
+            more = [(row.id, row.value + latest[row.key].limit - row.limit, latest[row.key].limit) for row in raised]
+            cursor.execute(sql.CHANGE_SEMAPHORES, [sql.dump(more), stored_time(cursor, now)])
             unblocked = self._start_next(cursor, {row.key: 0 for row in raised}, ended=())
             rows = self.lock_semaphores(cursor, latest)
         for semaphore, key, value, limit, _ in rows:
