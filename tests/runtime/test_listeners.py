@@ -137,7 +137,7 @@ class TestAnythingRaised:
         finally:
             task_finished.disconnect(receive)
         assert sorted(heard) == sorted(ids)
-        assert caplog.text.count("dj_queue.thread_error in supervisor.run") == 2
+        assert type(raised).__name__ in caplog.text
 
     def test_by_a_subscriber_keeps_no_other_from_hearing(self, caplog, raised):
         heard = []
