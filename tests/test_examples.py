@@ -37,7 +37,8 @@ PRINTS = {
         "each tick was enqueued once: True",
     ],
     "ex09_basic_failures": [
-        "refused: tasks.charge cannot be enqueued: in its arguments [1] is a set, which is not a JSON type."
+        "refused: tasks.charge cannot be enqueued: in its arguments [1] is a set, which is not a JSON type"
+        " (Unsupported type: <class 'set'>)."
         " Pass plain JSON values: an id instead of an object, text instead of a date.",
         "FAILED: builtins.ValueError",
         "ValueError: order 1: -5 is no amount",
