@@ -7,7 +7,7 @@ from typing import Any, Literal
 type Mode = Literal["fork", "async"]
 type CatchUp = Literal["latest", "none"]
 
-_DAY = 86400.0
+_DAY = 86400
 
 # A runner believes that it is alive for nine tenths of the threshold (see runtime/lease.py). Within them the
 # next heartbeat has to arrive, and a second try where the first one fails.
