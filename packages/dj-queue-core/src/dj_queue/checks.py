@@ -11,6 +11,7 @@
     dj_queue.W003  The configured processes may open more connections than the server allows.
     dj_queue.W004  A process may need more connections than Django's pool holds.
     dj_queue.W005  DJ_QUEUE_CONFIG names a file for one alias, and there are several.
+    dj_queue.W007  The app is installed, and no alias of TASKS is dj-queue's.
     dj_queue.W006  The driver of a queue's database does not wake idle workers.
     dj_queue.W007  Each tenant's schema has queue tables of its own, where no worker looks.
     dj_queue.W008  A recurring task of the settings cannot be imported.
@@ -32,6 +33,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, Error, router
 
 from dj_queue.config import (
+    BACKEND_PATH,
     BackendConfig,
     database_aliases,
     flat_file,
@@ -59,6 +61,7 @@ def register() -> None:
     """Add all checks to Django's. `AppConfig.ready()` calls this."""
     for check in (
         check_configuration,
+        check_aliases,
         check_flat_file,
         check_router,
         check_databases,
@@ -84,6 +87,18 @@ def check_configuration(app_configs: object = None, **kwargs: Any) -> list[Check
             hint = f"Until then, enqueueing on {alias!r} and `manage.py dj_queue` raise this error."
             found.append(checks.Error(str(error), hint=hint, id="dj_queue.E001"))
     return found
+
+
+def check_aliases(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    if managed_aliases():
+        return []
+    return [
+        checks.Warning(
+            "dj_queue is in INSTALLED_APPS, and no alias of TASKS has its backend: nothing is enqueued there.",
+            hint=f'Set TASKS["default"]["BACKEND"] to "{BACKEND_PATH}", or remove dj_queue from INSTALLED_APPS.',
+            id="dj_queue.W007",
+        )
+    ]
 
 
 def check_flat_file(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
@@ -256,7 +271,7 @@ def check_predecessor(
     from dj_queue.operations import schema
 
     found: list[CheckMessage] = []
-    for alias in sorted(database_aliases() & set(databases or ())):
+    for alias in sorted({config.database_alias for config in _readable()} & set(databases or ())):
         # A server that does not answer, or cannot be asked at all, is somebody else's to report.
         with suppress(Error, ImproperlyConfigured):
             if old := schema.predecessor(alias):

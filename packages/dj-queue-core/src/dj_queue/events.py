@@ -1,7 +1,8 @@
 """What happened, told once; logs and metrics subscribe.
 
 Every event is one INFO record on the logger `dj_queue`: its message is the event's name, and
-its extras are `event` and `dj_queue`, a dictionary of fields.
+its extras are `event` and `dj_queue`, a dictionary of fields. Where INFO is not logged, a failed job is one
+line at ERROR instead, in words.
 """
 
 import logging
@@ -14,6 +15,8 @@ logger = logging.getLogger("dj_queue")
 
 type Subscriber = Callable[[str, dict[str, object]], None]
 type Elsewhere = Callable[[Callable[[], object]], object]
+
+_LONGEST = 300
 
 # Replaced, never changed: whoever is just emitting goes on with the old one.
 _subscribers: dict[str, tuple[Subscriber, ...]] = {}
@@ -28,6 +31,17 @@ def emit_elsewhere(elsewhere: Elsewhere | None, event: str, /, **fields: object)
     """`emit`, but hand what calls the subscribers to `elsewhere`, for another thread to do."""
     if logger.isEnabledFor(logging.INFO):
         logger.info(event, extra={"event": event, "dj_queue": fields})
+    elif event == "job.failed":
+        # Where nobody has set up logging for us, as in Django's defaults, a failure must not be silent.
+        said = str(fields.get("message", "")).strip().split("\n", 1)[0][:_LONGEST]
+        logger.error(
+            "dj_queue: the job %s of %s failed: %s: %s",
+            fields.get("job_id"),
+            fields.get("task_path", "a task whose process ended"),
+            fields.get("exception_class"),
+            said,
+            extra={"event": event, "dj_queue": fields},
+        )
     if event not in _subscribers:
         return
     if elsewhere is None:

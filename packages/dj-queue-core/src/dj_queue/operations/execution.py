@@ -170,7 +170,8 @@ def finish_and_claim(
     for job in ours:
         _settle(job, recorded.finished_at)
     _drop(config, ours)
-    if events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
+    failed = any(job.outcome is not None and job.outcome.error for job in ours)
+    if failed or events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
         _tell(config, jobs, recorded)
     if recorded.unblocked:
         on_unblocked()
