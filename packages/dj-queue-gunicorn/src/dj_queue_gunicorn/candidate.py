@@ -23,6 +23,8 @@ logger = logging.getLogger("dj_queue")
 _LOOK = 0.25
 # Seconds that the others leave to the first worker, in which it must only have come into being.
 _FIRST = 5.0
+# Seconds to wait for a lock, when settling what the dead have left.
+_LONGEST_LOCK = 0.5
 
 
 class Candidate:
@@ -108,13 +110,15 @@ class Candidate:
 
     def _settle_dead(self) -> None:
         """Settle at once what those have left who hosted before and are gone, and not when their heartbeats expire."""
-        from dj_queue.operations import recovery
+        from dj_queue.operations import recovery, transactions
 
         try:
             for supervisor_id, in_order in self._seat.dead().items():
                 if not in_order:
                     logger.warning("dj_queue: the worker that hosted the supervisor was killed, settling its jobs")
-                recovery.supervisor_ended(self._config, supervisor_id, give_back=in_order)
+                # Whatever others have locked: this worker may be told to end meanwhile.
+                with transactions.bounded(self._config.database_alias, _LONGEST_LOCK):
+                    recovery.supervisor_ended(self._config, supervisor_id, give_back=in_order)
                 self._seat.strike(supervisor_id)
         except Error as error:
             logger.warning("dj_queue: the database is away, trying again: %s", error)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from django.contrib import admin
-from django.db.models import Q, QuerySet
+from django.db.models import QuerySet
 from django.http import HttpRequest
 from django.utils.safestring import SafeString
 
 from dj_queue.config import BackendConfig, backend_config
+from dj_queue.dialects import elapsed
 from dj_queue.models import ClaimedExecution, Job, Process
-from dj_queue.operations import recurring
+from dj_queue.operations import processes, recurring
 from dj_queue_admin import backends, permissions
 from dj_queue_admin.records import filters, job_page, shown
-from dj_queue_admin.records.cells import badge, link, moment, since
+from dj_queue_admin.records.cells import badge, duration, link, moment, since
 from dj_queue_admin.records.listing import Found, count_up_to_cap
 from dj_queue_admin.records.record import RecordAdmin
 from dj_queue_admin.redaction import redaction
@@ -40,9 +41,9 @@ class ProcessAdmin(RecordAdmin):
         mistakes = tuple(f"{name} holds a character that no database stores" for name in given if "\0" in given[name])
         rows = self.get_queryset(request).order_by("supervisor_id", "kind", "name", "pk")
         if given["status"] in ("live", "stale"):
-            oldest = recurring.now(config) - timedelta(seconds=config.process_alive_threshold)
-            fresh = Q(last_heartbeat_at__gte=oldest)
-            rows = rows.filter(fresh if given["status"] == "live" else ~fresh)
+            beats = processes.last_beats(config, processes.of_alias(config))
+            live = [beat.process_id for beat in beats if _is_fresh(config, beat.age)]
+            rows = rows.filter(pk__in=live) if given["status"] == "live" else rows.exclude(pk__in=live)
         for name in ("kind", "hostname"):
             if given[name]:
                 rows = rows.filter(**{name: given[name]})
@@ -91,7 +92,7 @@ class ProcessAdmin(RecordAdmin):
         children = list(row.children.using(using).defer("metadata").order_by("kind", "name"))
         return {
             "alive": alive(row, now),
-            "heartbeat_age": since(row.last_heartbeat_at, now),
+            "heartbeat_age": duration(elapsed(row.last_heartbeat_at, now)),
             "uptime": since(row.created_at, now),
             "threshold": config.process_alive_threshold,
             "metadata": shown.pretty(redaction().of(metadata)) if permissions.may_read(request, Process) else "",
@@ -103,5 +104,8 @@ class ProcessAdmin(RecordAdmin):
 
 
 def alive(row: Process, now: datetime) -> bool:
-    age = now - row.last_heartbeat_at
-    return age <= timedelta(seconds=backend_config(row.backend_alias).process_alive_threshold)
+    return _is_fresh(backend_config(row.backend_alias), elapsed(row.last_heartbeat_at, now))
+
+
+def _is_fresh(config: BackendConfig, age: float) -> bool:
+    return age <= config.process_alive_threshold

@@ -18,6 +18,7 @@ from dj_queue.dialects.base import (
     SemaphoreState,
     UnblockedJob,
 )
+from dj_queue.dialects.clock import elapsed
 
 __all__ = [
     "Claim",
@@ -31,6 +32,7 @@ __all__ = [
     "SemaphoreState",
     "UnblockedJob",
     "dialect_for",
+    "elapsed",
     "has_schemas",
     "in_transaction",
 ]

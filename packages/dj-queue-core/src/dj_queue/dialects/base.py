@@ -310,6 +310,11 @@ class Dialect(ABC):
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
         """Adjust a connection that only the runtime uses, leaving nothing on a session that a pooler lends."""
 
+    @contextmanager
+    def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        """Inside, a statement on this connection that waits so long for a lock is refused, and is transient."""
+        yield
+
     def connection_limit(self, cursor: CursorWrapper) -> int | None:
         """How many connections the server allows to this user on this database; None if it sets no limit."""
         return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -295,6 +296,11 @@ class MySQL(Dialect):
             cursor.execute("SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED")
             cursor.execute(f"SET SESSION innodb_lock_wait_timeout = {LOCK_TIMEOUT}")
         connection.isolation_level = _READ_COMMITTED
+
+    @contextmanager
+    def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        with mysql_peer.bounding_waits(connection, seconds):
+            yield
 
     def watch(self, connection: BaseDatabaseWrapper) -> None:
         mysql_peer.watch(connection)

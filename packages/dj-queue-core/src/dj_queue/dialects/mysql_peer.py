@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from django.db import Error
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -45,6 +47,24 @@ def watch(connection: BaseDatabaseWrapper) -> None:
     with socket.socket(fileno=os.dup(fileno())) as peer:
         if peer.family in (socket.AF_INET, socket.AF_INET6):
             peer.setsockopt(socket.IPPROTO_TCP, timeout, 30_000)
+
+
+@contextmanager
+def bounding_waits(connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+    """For row locks and for those on tables that are being altered; in whole seconds."""
+    names = ("innodb_lock_wait_timeout", "lock_wait_timeout")
+    change = f"SET SESSION {', '.join(f'{name} = %s' for name in names)}"
+    with connection.cursor() as cursor:
+        cursor.execute(f"SELECT {', '.join(f'@@SESSION.{name}' for name in names)}")
+        before = cursor.fetchone()
+        cursor.execute(change, [max(1, round(seconds))] * len(names))
+    raw = connection.connection
+    try:
+        yield
+    finally:
+        if connection.connection is raw and raw is not None:  # else it went with its session
+            with suppress(Error), connection.cursor() as cursor:
+                cursor.execute(change, before)
 
 
 def _code(error: Error) -> int:

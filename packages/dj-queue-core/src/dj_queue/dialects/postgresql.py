@@ -246,6 +246,12 @@ class PostgreSQL(Dialect):
             _set(cursor, {**dict.fromkeys(_PINS, "off"), "lock_timeout": f"{LOCK_TIMEOUT}s"}, local=False)
 
     @contextmanager
+    def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        # Sent along with each statement, for its transaction alone: it costs nothing, and leaves nothing behind.
+        with connection.execute_wrapper(_sent_along({"lock_timeout": f"{round(seconds * 1000)}ms"})):
+            yield
+
+    @contextmanager
     def observing(self, cursor: CursorWrapper) -> Iterator[None]:
         cursor.execute(f"SELECT {', '.join(f"current_setting('{name}')" for name in _PINS)}")
         before = dict(zip(_PINS, cursor.fetchone(), strict=True))
@@ -307,19 +313,25 @@ class PostgreSQL(Dialect):
         return int(connection.connection.pgconn.socket)
 
 
-def _pin_transaction(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
-    """Send the pins along with a statement, in the same round trip, for its transaction alone."""
-    cursor = context["cursor"].cursor
-    # Two statements go into one message only where the driver puts the parameters in, as it does unless
-    # Django's option server_side_binding is set. A named cursor's text becomes a part of another statement.
-    if many or not hasattr(cursor, "mogrify") or getattr(cursor, "name", None):
-        return execute(sql, params, many, context)
-    pins = ", ".join(f"set_config('{name}', 'off', true)" for name in _PINS)
-    pins += f", set_config('lock_timeout', '{LOCK_TIMEOUT}s', true)"
-    result = execute(f"SELECT {pins}; {sql}", params, many, context)
-    if is_psycopg3:  # psycopg2 keeps the last result only
-        cursor.nextset()
-    return result
+def _sent_along(settings: Mapping[str, str]) -> Callable[..., Any]:
+    """A wrapper that sends settings with each statement, in the same round trip, for its transaction alone."""
+    calls = ", ".join(f"set_config('{name}', '{value}', true)" for name, value in settings.items())
+
+    def send(execute: Callable[..., Any], sql: str, params: Any, many: bool, context: dict[str, Any]) -> Any:
+        cursor = context["cursor"].cursor
+        # Two statements go into one message only where the driver puts the parameters in, as it does unless
+        # Django's option server_side_binding is set. A named cursor's text becomes a part of another statement.
+        if many or not hasattr(cursor, "mogrify") or getattr(cursor, "name", None):
+            return execute(sql, params, many, context)
+        result = execute(f"SELECT {calls}; {sql}", params, many, context)
+        if is_psycopg3:  # psycopg2 keeps the last result only
+            cursor.nextset()
+        return result
+
+    return send
+
+
+_pin_transaction = _sent_along({**dict.fromkeys(_PINS, "off"), "lock_timeout": f"{LOCK_TIMEOUT}s"})
 
 
 def _set(cursor: CursorWrapper, values: Mapping[str, str], *, local: bool) -> None:

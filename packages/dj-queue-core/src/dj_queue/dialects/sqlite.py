@@ -7,7 +7,8 @@ The database's clock is this machine's clock: every process that opens a SQLite 
 
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from sqlite3 import dbapi2
 from typing import Any
@@ -88,6 +89,19 @@ class SQLite(Dialect):
 
     def unfit(self, settings: Mapping[str, Any]) -> str | None:
         return "TIME_ZONE set, so that times are not stored as UTC" if settings["TIME_ZONE"] else None
+
+    @contextmanager
+    def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
+        with connection.cursor() as cursor:
+            before = cursor.execute("PRAGMA busy_timeout").fetchone()[0]
+            cursor.execute(f"PRAGMA busy_timeout = {round(seconds * 1000)}")
+        raw = connection.connection
+        try:
+            yield
+        finally:
+            if connection.connection is raw and raw is not None:
+                with suppress(Error), connection.cursor() as cursor:
+                    cursor.execute(f"PRAGMA busy_timeout = {before}")
 
     def claim(
         self,

@@ -10,7 +10,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any
 
 from django.conf import settings
@@ -20,7 +20,7 @@ from django.db.models import OuterRef, Subquery
 from django.utils import timezone
 
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, QueueCounts, Selector
+from dj_queue.dialects import Dialect, QueueCounts, Selector, elapsed
 from dj_queue.models import Process, RecurringExecution, RecurringTask, Semaphore
 from dj_queue.operations import transactions
 from dj_queue.operations.schedule import next_tick
@@ -234,7 +234,6 @@ def _selections(processes: Sequence[ObservedProcess]) -> Counter[tuple[Selector,
 
 def _processes(config: BackendConfig, now: datetime, most: int) -> list[ObservedProcess]:
     rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias).order_by("pk")[:most]
-    alive_since = now - timedelta(seconds=config.process_alive_threshold)
     return [
         ObservedProcess(
             id=row.pk,
@@ -245,7 +244,7 @@ def _processes(config: BackendConfig, now: datetime, most: int) -> list[Observed
             metadata=row.metadata,
             supervisor_id=row.supervisor_id,
             last_heartbeat_at=row.last_heartbeat_at,
-            live=row.last_heartbeat_at >= alive_since,
+            live=elapsed(row.last_heartbeat_at, now) <= config.process_alive_threshold,
         )
         for row in rows
     ]

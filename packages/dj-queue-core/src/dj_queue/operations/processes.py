@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db.models import DateTimeField, Expression, ExpressionWrapper, QuerySet
 
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import dialect_for
+from dj_queue.dialects import dialect_for, elapsed
 from dj_queue.models import Process
 
 
@@ -59,10 +63,11 @@ def find(config: BackendConfig, *, name: str, supervisor_id: int) -> int | None:
     return rows.filter(name=name, supervisor_id=supervisor_id).values_list("pk", flat=True).first()
 
 
-def count_fresh(config: BackendConfig, *, max_age: float) -> int:
-    """Return how many processes of the alias had a heartbeat within `max_age` seconds."""
-    rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias)
-    return rows.filter(last_heartbeat_at__gte=dialect_for(config.database_alias).clock(ago=max_age)).count()
+def count_fresh(config: BackendConfig, *, max_age: float, kind: str | None = None, hostname: str | None = None) -> int:
+    """Return how many processes of the alias, a kind or a host had a heartbeat within `max_age` seconds."""
+    wanted = {"kind": kind, "hostname": hostname}
+    rows = of_alias(config).filter(**{name: value for name, value in wanted.items() if value is not None})
+    return sum(beat.age <= max_age for beat in last_beats(config, rows))
 
 
 def lacks_workers(config: BackendConfig, *, max_age: float = 0.0) -> bool:
@@ -71,11 +76,58 @@ def lacks_workers(config: BackendConfig, *, max_age: float = 0.0) -> bool:
     Only where it is to run workers; a longer `max_age` (seconds) counts instead. While all workers hang, or none
     comes to start, the supervisor's own row would say that all is well.
     """
-    since = dialect_for(config.database_alias).clock(ago=max(max_age, config.process_alive_threshold))
-    fresh = Process.objects.using(config.database_alias).filter(
-        backend_alias=config.alias, last_heartbeat_at__gte=since
-    )
-    if fresh.filter(kind=Process.Kind.WORKER).exists():
+    longest = max(max_age, config.process_alive_threshold)
+    rows = of_alias(config).filter(kind__in=[Process.Kind.WORKER, Process.Kind.SUPERVISOR])
+    found = rows.values_list("kind", "last_heartbeat_at", "created_at", "metadata", clock(config))
+    fresh = [row for row in found if elapsed(row[1], row[4]) <= longest]
+    if any(kind == Process.Kind.WORKER for kind, *_ in fresh):
         return False
-    supervisors = fresh.filter(kind=Process.Kind.SUPERVISOR, created_at__lt=since)
-    return any(told.get("worker_count") for told in supervisors.values_list("metadata", flat=True))
+    return any(told.get("worker_count") for _, _, created_at, told, now in fresh if elapsed(created_at, now) > longest)
+
+
+def of_alias(config: BackendConfig) -> QuerySet[Process]:
+    return Process.objects.using(config.database_alias).filter(backend_alias=config.alias)
+
+
+class Beat(NamedTuple):
+    """The last heartbeat of a process."""
+
+    process_id: int
+    at: datetime
+    age: float  # seconds, by the database's clock
+
+
+def last_beats(config: BackendConfig, rows: QuerySet[Process]) -> list[Beat]:
+    found = rows.order_by("pk").values_list("pk", "last_heartbeat_at", clock(config))
+    return [Beat(pk, at, elapsed(at, now)) for pk, at, now in found]
+
+
+def clock(config: BackendConfig) -> Expression:
+    """The database's clock, to be read."""
+    return ExpressionWrapper(dialect_for(config.database_alias).clock(), DateTimeField())
+
+
+class Sightings:
+    """Since when each heartbeat has stood as it is, by a clock of ours that nobody sets.
+
+    The database's clock may be put forward or back, and without time zones it is, twice a year: what it says
+    of a heartbeat's age counts only until we have looked ourselves.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, tuple[datetime, float]] = {}
+        self._looked_at = -float("inf")
+
+    def unchanged(self, beats: Iterable[Beat]) -> dict[int, float]:
+        """Take a look; return for how many seconds each process's row has had the heartbeat that it has."""
+        now = time.monotonic()
+        seen: dict[int, tuple[datetime, float]] = {}
+        for process_id, at, age in beats:
+            known = self._seen.get(process_id)
+            if known is not None and known[0] == at:
+                seen[process_id] = known
+            else:
+                # It has come since the last look, whatever its age; of one that we never saw, that is all we know.
+                seen[process_id] = (at, now - age if known is None else max(now - age, self._looked_at))
+        self._seen, self._looked_at = seen, now
+        return {process_id: now - since for process_id, (_, since) in seen.items()}

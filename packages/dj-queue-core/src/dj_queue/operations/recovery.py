@@ -13,14 +13,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
-from django.db import DatabaseError, connections
+from django.db import DatabaseError, OperationalError, connections
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Exists, OuterRef, Q, QuerySet, Value
+from django.db.models import Exists, OuterRef, Q, Value
 from django.tasks.exceptions import TaskResultDoesNotExist
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, Outcome, dialect_for
+from dj_queue.dialects import Dialect, Outcome, dialect_for, elapsed
 from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process, ReadyExecution
@@ -84,30 +84,49 @@ def supervisor_ended(config: BackendConfig, supervisor_id: int, *, give_back: bo
     Nobody is left who knows which were started: all count as that, but for an orderly end (`give_back`).
     """
     rows = Process.objects.using(config.database_alias)
-    for runner_id in [*rows.filter(supervisor_id=supervisor_id).values_list("pk", flat=True), supervisor_id]:
-        process_ended(config, runner_id, give_back=give_back)
+    blocked: Exception | None = None
+    for runner_id in rows.filter(supervisor_id=supervisor_id).values_list("pk", flat=True):
+        try:
+            process_ended(config, runner_id, give_back=give_back)
+        except OperationalError as error:  # what others have locked of one keeps no other
+            if not transactions.contended(config.database_alias, error):
+                raise
+            blocked = error
+    if blocked is not None:
+        raise blocked  # and its own row stays: by that the rest is found again
+    process_ended(config, supervisor_id, give_back=give_back)
 
 
 class Survey(NamedTuple):
     """What is to be settled, by the ids of the rows."""
 
-    expired: list[int]  # processes of the alias whose heartbeat is too old, by the database's clock
+    expired: list[processes.Beat]  # of processes of the alias that have had no other one for too long
     unheld: dict[int, int | None]  # claims, of whatever alias, without a registered process: which one they name
 
 
-def survey(config: BackendConfig, *, except_for: Sequence[int] = ()) -> Survey:
+def survey(
+    config: BackendConfig, *, except_for: Sequence[int] = (), sightings: processes.Sightings | None = None
+) -> Survey:
     """Look for what the dead have left, in one statement: a beat asks it, and nearly always there is nothing.
 
+    Who looks for the first time goes by the database's clock; who has `sightings` of earlier looks, by how long a
+    heartbeat has stood unchanged, and is not misled when that clock is put forward or back.
     No job is looked at: claims and processes are as many as run now.
     """
-    expired = _expired(config).exclude(pk__in=except_for).values_list("pk", "pk", Value(1))
+    now = processes.clock(config)
+    rows = processes.of_alias(config).exclude(pk__in=except_for)
     unheld = ClaimedExecution.objects.using(config.database_alias).filter(_UNHELD)
+    beats: list[processes.Beat] = []
     found = Survey([], {})
-    for row, process, is_process in expired.union(unheld.values_list("pk", "process_id", Value(0)), all=True):
+    for row, process, is_process, at, read_at in rows.values_list("pk", "pk", Value(1), "last_heartbeat_at", now).union(
+        unheld.values_list("pk", "process_id", Value(0), "created_at", now), all=True
+    ):
         if is_process:
-            found.expired.append(row)
+            beats.append(processes.Beat(row, at, elapsed(at, read_at)))
         else:
             found.unheld[row] = process
+    unchanged = (sightings or processes.Sightings()).unchanged(beats)
+    found.expired.extend(beat for beat in beats if unchanged[beat.process_id] >= config.process_alive_threshold)
     return found
 
 
@@ -115,21 +134,26 @@ def prune(
     config: BackendConfig,
     *,
     except_for: Sequence[int] = (),
-    expired: Sequence[int] | None = None,
+    expired: Sequence[processes.Beat] | None = None,
     elsewhere: Elsewhere | None = None,
 ) -> int:
-    """Remove the processes of this alias whose heartbeat expired, by the database's clock; fail their jobs.
+    """Remove the processes of this alias whose heartbeat expired; fail their jobs.
 
     Of those that a survey found `expired`, if given. Returns how many processes. Several supervisors may prune at
-    once: each process is pruned once. One whose jobs the database refuses to fail does not keep the others.
+    once: each process is pruned once. One whose jobs the database refuses to fail, or others have locked, does not
+    keep the others.
     """
     if expired is None:
         expired = survey(config, except_for=except_for).expired
     pruned = 0
-    for process_id in expired:
+    blocked: DatabaseError | None = None
+    for beat in expired:
         try:
-            found = transactions.run(config.database_alias, partial(_prune, config, process_id))
+            found = transactions.run(config.database_alias, partial(_prune, config, beat))
         except DatabaseError as error:
+            if transactions.contended(config.database_alias, error):
+                blocked = error
+                continue
             if dialect_for(config.database_alias).is_away(error):
                 raise
             report(config, error, "supervisor.run")
@@ -139,6 +163,8 @@ def prune(
             pruned += 1
             events.emit_elsewhere(elsewhere, "process.pruned", process_name=process.name, pid=process.pid)
             _tell(config, recovered, _PRUNED, elsewhere)
+    if blocked is not None:
+        raise blocked
     return pruned
 
 
@@ -171,19 +197,14 @@ def settle_missing(
 _UNHELD = ~Q(Exists(Process.objects.filter(pk=OuterRef("process_id"))))
 
 
-def _expired(config: BackendConfig) -> QuerySet[Process]:
-    return Process.objects.using(config.database_alias).filter(
-        backend_alias=config.alias,
-        last_heartbeat_at__lt=dialect_for(config.database_alias).clock(ago=config.process_alive_threshold),
-    )
-
-
 def _prune(
-    config: BackendConfig, process_id: int, dialect: Dialect, cursor: CursorWrapper
+    config: BackendConfig, beat: processes.Beat, dialect: Dialect, cursor: CursorWrapper
 ) -> tuple[Process, Recovered] | None:
+    process_id = beat.process_id
     # Locked until all is done: a heartbeat that comes now waits, and then finds no row to beat for.
     skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
-    process = _expired(config).filter(pk=process_id).select_for_update(skip_locked=skip_locked).first()
+    rows = processes.of_alias(config).filter(pk=process_id, last_heartbeat_at=beat.at)
+    process = rows.select_for_update(skip_locked=skip_locked).first()
     if process is None:
         return None
     recovered = _settle(config, dialect, cursor, Q(process_id=process_id), lambda _: True, _PRUNED)

@@ -3,8 +3,9 @@
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 
 from django.db import DatabaseError, OperationalError, connections, transaction
 from django.db.backends.base.base import BaseDatabaseWrapper
@@ -18,6 +19,8 @@ logger = logging.getLogger("dj_queue")
 _ATTEMPTS = 8
 # Seconds before the second attempt, at most; twice as many before each further one.
 _FIRST_PAUSE = 0.005
+# Until when, on the monotonic clock, what collides is tried again.
+_until: ContextVar[float] = ContextVar("until", default=float("inf"))
 
 
 def run[T](
@@ -48,7 +51,8 @@ def run[T](
                 return work(dialect, cursor)
         except OperationalError as error:
             waited = not waits_again and dialect.is_lock_timeout(error)
-            if connection.in_atomic_block or attempt == _ATTEMPTS or waited or not dialect.is_transient(error):
+            final = waited or attempt == _ATTEMPTS or time.monotonic() >= _until.get()
+            if connection.in_atomic_block or final or not dialect.is_transient(error):
                 _advise(database, dialect, error)
                 raise
             events.emit("transaction.retried", attempt=attempt, error=str(error))
@@ -58,6 +62,25 @@ def run[T](
         # Those that collided must not meet again. What is waited for here is a few commits, no event.
         time.sleep(random.uniform(0, _FIRST_PAUSE * 2 ** (attempt - 1)))
     raise AssertionError("unreachable")
+
+
+@contextmanager
+def bounded(database: str, seconds: float) -> Iterator[None]:
+    """Inside, this thread waits at most about so long for each lock on the database, and then tries no more.
+
+    What waits longer raises the database's transient error: `contended` tells it from others.
+    """
+    token = _until.set(time.monotonic() + seconds)
+    try:
+        with dialect_for(database).bounding_waits(connections[database], seconds):
+            yield
+    finally:
+        _until.reset(token)
+
+
+def contended(database: str, error: Exception) -> bool:
+    """Whether it is only that others hold what the transaction wants."""
+    return isinstance(error, OperationalError) and dialect_for(database).is_transient(error)
 
 
 def dedicate(database: str) -> None:

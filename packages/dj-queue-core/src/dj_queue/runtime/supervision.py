@@ -23,7 +23,7 @@ from django.db import Error, connections
 from dj_queue import hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
-from dj_queue.operations import processes, recovery
+from dj_queue.operations import processes, recovery, transactions
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime import session, signals
 from dj_queue.runtime.announcer import Announcer
@@ -46,6 +46,10 @@ _SLACK = 1.0
 
 # How many ended runners are remembered, for claims of theirs that commit late.
 _REMEMBERED = 1000
+
+# Seconds for which a supervisor waits for a lock; and, in such steps, at its start.
+LONGEST_LOCK = 0.5
+LONGEST_START = 30.0
 
 # Ends at which work was still under way, in an orderly stop.
 CUT_SHORT = (End.UNFINISHED, End.HURRIED)
@@ -77,6 +81,7 @@ class Supervisor(ABC):
         self._unsettled: list[Ended] = []
         self._wakeup = Wakeup()
         self._announcer = Announcer(config, self.name)
+        self._sightings = processes.Sightings()
         self._gone: dict[int, int] = {}  # by process row: the last claim that a runner of ours, now ended, has started
         self._left_at = leases.now()  # the last look at the runners, on the clock of leases
         self._fair_at = 0.0  # when they have had their chance, after a time in which neither they nor this ran
@@ -88,6 +93,7 @@ class Supervisor(ABC):
         self._failures = 0
         self._next_beat = 0.0
         self._next_settlement = 0.0
+        self._settle_by = math.inf
 
     @classmethod
     def from_backend_config(
@@ -132,8 +138,10 @@ class Supervisor(ABC):
         if self.standalone:
             title(self.name)
             session.connect(self.config)
-        self._register()
-        recovery.settle_missing(self.config, elsewhere=self._announcer.submit)
+        self._register_patiently()
+        if self.process_id is None:
+            return  # told to stop meanwhile
+        self._on_database(self._settle_missing)
         self._next_beat = time.monotonic()
         hooks.run_hooks("supervisor.start", self, self.config)
         self._waiting = list(self._plans)
@@ -153,12 +161,15 @@ class Supervisor(ABC):
         self._left_at = leases.now()
 
     def stop(self) -> None:
-        """Stop every runner, wait for what they bring to an end, settle the rest, deregister."""
+        """Stop every runner, wait for what they bring to an end, settle the rest, deregister.
+
+        What others have locked for too long stays as it is: another supervisor settles it, once the heartbeat
+        of the runner that left it has expired.
+        """
         self._stopping = True
         hooks.run_hooks("supervisor.stop", self, self.config)
         self._stop_runners()
-        self._next_settlement = 0.0
-        self._settle()
+        self._settle_last()
         self._on_database(self._deregister)
         self._announcer.close(until=self._stop_by)
         hooks.run_hooks("supervisor.exit", self, self.config)
@@ -251,6 +262,22 @@ class Supervisor(ABC):
         slack = max(_SLACK, self.config.process_alive_threshold * leases.GRACE / 2)
         return leases.now() > max(plan.board.until + slack, self._fair_at)
 
+    def _register_patiently(self) -> None:
+        """Wait for a lock on the table, or on all of SQLite, in steps that let a signal through."""
+        deadline = time.monotonic() + LONGEST_START
+        while not self._stopping:
+            try:
+                with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
+                    self._register()
+            except Error as error:
+                if not transactions.contended(self.config.database_alias, error) or time.monotonic() > deadline:
+                    raise
+            else:
+                return
+
+    def _settle_missing(self) -> None:
+        recovery.settle_missing(self.config, elsewhere=self._announcer.submit)
+
     def _start_waiting(self) -> None:
         now = time.monotonic()
         due = [plan for plan in self._waiting if plan.due_at <= now]
@@ -271,6 +298,8 @@ class Supervisor(ABC):
         if not self._unsettled or time.monotonic() < self._next_settlement:
             return
         for ended in list(self._unsettled):
+            if time.monotonic() > self._settle_by:
+                return
             if not self._on_database(partial(self._settle_one, ended)):
                 self._next_settlement = time.monotonic() + backoff(self._failures)
                 # Where the database refuses the claims of one runner, the others need not wait for it.
@@ -279,6 +308,25 @@ class Supervisor(ABC):
             if not self._stopping:
                 ended.plan.ended(failed=ended.end is not End.DRAINED)
                 self._waiting.append(ended.plan)
+
+    def _settle_last(self) -> None:
+        """Settle what can be settled in a moment, and say what could not."""
+        # First what has come to its end by itself: that waits for nothing. The rest is tried once.
+        self._unsettled.sort(key=lambda ended: ended.end is not End.DRAINED)
+        self._settle_by = time.monotonic() + (0.0 if self._hurried else GRACE)
+        self._next_settlement = 0.0
+        self._settle()
+        for ended in self._unsettled:
+            self.unfinished = True
+            logger.error(
+                "dj_queue %s: what %s had claimed could not be settled in time. Another supervisor does that %g seconds"
+                " after the last heartbeat of %s; start one if none runs.",
+                self.name,
+                ended.plan.name,
+                self.config.process_alive_threshold,
+                ended.plan.name,
+            )
+        self._unsettled = []
 
     def _settle_one(self, ended: Ended) -> None:
         if self._stopping and ended.end in CUT_SHORT:
@@ -307,8 +355,9 @@ class Supervisor(ABC):
             logger.warning("dj_queue %s: its process row was gone, registering again", self.name)
             self._register()
         # Its own runners are looked after without their rows, and only once they have ended for certain.
-        own = [plan.board.process_id for plan in self._plans]
-        found = recovery.survey(self.config, except_for=[each for each in (self.process_id, *own) if each is not None])
+        own = (self.process_id, *(plan.board.process_id for plan in self._plans))
+        except_for = [each for each in own if each is not None]
+        found = recovery.survey(self.config, except_for=except_for, sightings=self._sightings)
         self._settle_unheld(found.unheld)
         if leases.now() > self._fair_at:  # a host that slept has other supervisors, too
             recovery.prune(self.config, expired=found.expired, elsewhere=self._announcer.submit)
@@ -335,9 +384,18 @@ class Supervisor(ABC):
         try:
             if self.standalone:
                 session.connect(self.config)
-            call()
+            # Whatever others have locked, this thread has signals and children to look after.
+            with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
+                call()
         except Error as error:
-            if not self._failures:
+            if self._failures == 0 and transactions.contended(self.config.database_alias, error):
+                logger.warning(
+                    "dj_queue %s: others hold locks on the queue's rows for more than %g s. It goes on and tries again."
+                    " Look for transactions that are open for long.",
+                    self.name,
+                    LONGEST_LOCK,
+                )
+            elif self._failures == 0:
                 self._report(error)
             self._failures += 1
             with suppress(Error):
@@ -372,6 +430,7 @@ class Supervisor(ABC):
         if self._stopping:
             self._hurried = True
             self._stop_by = min(self._stop_by, time.monotonic() + GRACE)
+            self._settle_by = min(self._settle_by, time.monotonic())
             self._hurry()
         self._stopping = True
         self._wakeup.set()

@@ -15,10 +15,10 @@ from django.db import connections
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.operations import recovery
+from dj_queue.operations import recovery, transactions
 from dj_queue.runtime.plan import Plan
 from dj_queue.runtime.process import End, Runner
-from dj_queue.runtime.supervision import CUT_SHORT, Ended, Supervisor
+from dj_queue.runtime.supervision import CUT_SHORT, LONGEST_LOCK, Ended, Supervisor
 from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
@@ -86,8 +86,7 @@ class AsyncSupervisor(Supervisor):
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
             self._unsettled += self._running_on
-            self._next_settlement = 0.0
-            self._settle()
+            self._settle_last()
             os._exit(int(end))
         super().leave(end)
 
@@ -109,9 +108,11 @@ class AsyncSupervisor(Supervisor):
 
     def _give_back_at_exit(self) -> None:
         try:
-            self._catch_up()
-            if self.process_id is not None:
-                recovery.supervisor_ended(self.config, self.process_id, give_back=True)
+            # The host's process is to end, whatever others have locked.
+            with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
+                self._catch_up()
+                if self.process_id is not None:
+                    recovery.supervisor_ended(self.config, self.process_id, give_back=True)
         except Exception as error:
             report(self.config, error, "supervisor.run")
         finally:
