@@ -43,6 +43,12 @@ class Proxy:
             link.client.close()
         return len(stopped)
 
+    def refuse(self) -> None:
+        """Nothing connects any more; what is connected stays."""
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
     def close(self) -> None:
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)

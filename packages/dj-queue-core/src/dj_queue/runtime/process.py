@@ -75,6 +75,7 @@ class Runner(ABC):
         self._stopping = False
         self._hurried = False
         self._failures = 0
+        self._heart: Heartbeat | None = None
 
     @property
     @abstractmethod
@@ -108,7 +109,8 @@ class Runner(ABC):
             self._register_until_stopped()
             if self.process_id is None:
                 return self.end
-            with Heartbeat(self.config, kind, self.process_id, self.lease, self.lapse):
+            self._heart = Heartbeat(self.config, kind, self.process_id, self.lease, self.lapse, self.wakeup.set)
+            with self._heart:
                 try:
                     # A model that takes minutes to load is no reason to be pruned.
                     hooks.run_hooks(f"{kind}.start", self, self.config)
@@ -157,6 +159,8 @@ class Runner(ABC):
         """Do one piece of work on the database; if it is away, say so once and return when to try again."""
         try:
             self._connect()
+            if self._heart is not None:
+                self._heart.stand_in()
             wait = call()
         except Error as error:
             if not self.dialect.is_away(error):
