@@ -1,5 +1,7 @@
 """Runs the queue: `manage.py dj_queue`."""
 
+import errno
+import os
 from argparse import SUPPRESS, ArgumentTypeError
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from dj_queue import __version__
 from dj_queue.config import BackendConfig, Overrides, activate, load_config
 from dj_queue.runtime import reload
-from dj_queue.runtime.pidfile import SupervisorRunningError
+from dj_queue.runtime.pidfile import PidfileError, SupervisorRunningError
 from dj_queue.runtime.process import End
 from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
 from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
@@ -59,7 +61,9 @@ class Command(BaseCommand):
         try:
             end = supervisor.run(heed_interrupts=not options["reloaded"])
         except SupervisorRunningError as error:
-            raise CommandError(f"{error}. Stop that one first, or remove its pidfile.") from error
+            raise CommandError(f"{error}. Stop that one first, or name another file for this one.") from error
+        except PidfileError as error:
+            raise CommandError(str(error)) from error
         if end is not End.DRAINED:
             self.stderr.write("Jobs were still running when the time was up: they are given back or given up.")
             supervisor.leave(end)
@@ -95,13 +99,13 @@ def _require_pidfile_folder(config: BackendConfig) -> None:
     path = Path(config.supervisor_pidfile)
     if path.is_dir():
         raise CommandError(f"supervisor_pidfile {str(path)!r} is a folder. Name a file in it.")
-    try:
-        path.with_name(f"{path.name}.probe").touch()
-        path.with_name(f"{path.name}.probe").unlink()
-    except OSError as error:
+    # Nothing is made to try it: whether the file can be had is told when it is taken.
+    code = 0 if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES if path.parent.exists() else errno.ENOENT
+    if code:
         raise CommandError(
-            f"supervisor_pidfile {str(path)!r} cannot be written: {error.strerror}. Create its folder, or name another."
-        ) from error
+            f"supervisor_pidfile {str(path)!r} cannot be written: {os.strerror(code)}."
+            " Create its folder, or name another."
+        )
 
 
 def _summary(config: BackendConfig) -> str:
