@@ -10,6 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, ClassVar
 
@@ -51,6 +52,38 @@ class End(IntEnum):
     LAPSED = 5  # out of reach of the database for too long, or pruned
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class SupervisorSeen:
+    """A supervisor as its runners know it, for hooks. It equals the id of its process row."""
+
+    id: int
+    name: str
+    pid: int
+    hostname: str
+    backend_alias: str
+    kind: ClassVar[Process.Kind] = Process.Kind.SUPERVISOR
+
+    @property
+    def pk(self) -> int:
+        return self.id
+
+    process_id = pk
+
+    def __eq__(self, other: object) -> bool:
+        return self.id == (other if isinstance(other, int) else getattr(other, "pk", None))
+
+    def __hash__(self) -> int:
+        return hash(self.id)
+
+    def __int__(self) -> int:
+        return self.id
+
+    __index__ = __int__
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class Runner(ABC):
     """A worker, a dispatcher or a scheduler: one loop in one thread that owns one queue connection."""
 
@@ -62,7 +95,7 @@ class Runner(ABC):
         self.config = config
         self.name = name
         self.backend_alias = config.alias
-        self.supervisor = supervisor_id
+        self.supervisor_id = supervisor_id
         self.board = board or Board()
         self.pid = os.getpid()
         self.hostname = socket.gethostname()
@@ -85,6 +118,14 @@ class Runner(ABC):
     @abstractmethod
     def step(self) -> float:
         """Do what there is to do now; return how many seconds may pass before the next step."""
+
+    @property
+    def supervisor(self) -> SupervisorSeen | None:
+        """The supervisor of this runner; None for one that runs without."""
+        if self.supervisor_id is None:
+            return None
+        pid = self.pid if self.parent is None else self.parent
+        return SupervisorSeen(self.supervisor_id, f"supervisor-{pid}", pid, self.hostname, self.backend_alias)
 
     @property
     def stopping(self) -> bool:
@@ -205,7 +246,7 @@ class Runner(ABC):
             pid=self.pid,
             hostname=self.hostname,
             metadata=self.metadata,
-            supervisor_id=self.supervisor,
+            supervisor_id=self.supervisor_id,
         )
         self.board.process_id = self.process_id
         self.lease = self._new_lease()
