@@ -40,7 +40,16 @@ class Candidate:
         self._thread = threading.Thread(target=self._run, name="dj-queue-candidate", daemon=True)
 
     def start(self) -> None:
-        """Take part from now on. Raises `ImproperlyConfigured`: a worker that cannot host is to fail its boot."""
+        """Take part from now on. Raises `ImproperlyConfigured`: a worker that cannot host is to fail its boot.
+
+        Where threads are none it takes no part, and says so: the site is served all the same.
+        """
+        from dj_queue.runtime import host
+
+        reason = host.green()
+        if reason is not None:
+            logger.error("%s", reason)
+            return
         from dj_queue.runtime.embedded import embedded_config
 
         self._config = embedded_config(self._backend_alias)

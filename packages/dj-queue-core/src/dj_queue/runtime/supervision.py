@@ -24,8 +24,8 @@ from dj_queue import hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
 from dj_queue.operations import processes, recovery, transactions
+from dj_queue.runtime import host, session, signals
 from dj_queue.runtime import lease as leases
-from dj_queue.runtime import session, signals
 from dj_queue.runtime.announcer import Announcer
 from dj_queue.runtime.child import title
 from dj_queue.runtime.pidfile import pidfile
@@ -69,12 +69,15 @@ class Supervisor(ABC):
     polling_interval = 0.1
 
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
+        host.require()
         self.config = config
         self.backend_alias = config.alias
         self.standalone = standalone
         self.supervisor = None
         self.hostname = socket.gethostname()
         self.process_id: int | None = None
+        self.say: Callable[[str], object] = lambda line: None  # also says that it has started, and stopped
+        self._started = False
         self.unfinished = False  # whether a stop left work to give back
         self._plans = plans(config)
         self._waiting: list[Plan] = []  # for their start
@@ -147,6 +150,12 @@ class Supervisor(ABC):
         self._waiting = list(self._plans)
         self._start_waiting()
         self._left_at = leases.now()
+        self._started = True
+        runners = ", ".join(plan.name for plan in self._plans)
+        self._say(
+            f"dj_queue {self.name} has started {runners} of backend {self.config.alias!r} on database"
+            f" {self.config.database_alias!r}, mode {self.mode}."
+        )
 
     def poll_once(self) -> None:
         """Look after the runners and heartbeat; to be called every `polling_interval` seconds."""
@@ -174,6 +183,9 @@ class Supervisor(ABC):
         self._announcer.close(until=self._stop_by)
         hooks.run_hooks("supervisor.exit", self, self.config)
         self._wakeup.close()
+        if self._started:
+            ended = "not all that ran could be brought to an end" if self.unfinished else "nothing is left running"
+            self._say(f"dj_queue {self.name} of backend {self.config.alias!r} has stopped: {ended}.")
 
     def run(self, *, heed_interrupts: bool = True) -> End:
         """Run until SIGTERM or SIGINT; return whether all work was brought to an end. `leave()` comes next.
@@ -205,6 +217,10 @@ class Supervisor(ABC):
     def leave(self, end: End) -> NoReturn:
         """End the process, as `run()` ended."""
         raise SystemExit(int(end))
+
+    def _say(self, line: str) -> None:
+        logger.info(line)
+        self.say(line)
 
     # ---- what fork and async do each in their way ----
 

@@ -1,5 +1,11 @@
 """The two supervisors, under the names that they are promised by."""
 
+# ruff: noqa: E402
+from dj_queue.runtime import host
+
+# Before anything is imported that not every system has.
+host.require()
+
 from dj_queue.runtime.forked import ForkSupervisor
 from dj_queue.runtime.threaded import AsyncSupervisor
 

@@ -1,8 +1,8 @@
 """Runs the queue: `manage.py dj_queue`."""
 
-import errno
-import os
 from argparse import SUPPRESS, ArgumentTypeError
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dj_queue import __version__
 from dj_queue.config import BackendConfig, Overrides, activate, load_config
-from dj_queue.runtime import reload
-from dj_queue.runtime.pidfile import PidfileError, SupervisorRunningError
-from dj_queue.runtime.process import End
-from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
-from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
+from dj_queue.runtime import host
 
 _LONGEST = 86400
 
@@ -44,11 +40,21 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            host.require()
+        except host.UnsupportedHostError as error:
+            raise CommandError(str(error)) from error
+        # Not before: they need what not every system has.
+        from dj_queue.runtime import reload
+        from dj_queue.runtime.process import End
+        from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
+        from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
+
         if options["reload"]:
             reload.run("--reload", instead="--reloaded")
             return
         config = _config(options)
-        _require_pidfile_folder(config)
+        _require_pidfile(config)
         try:
             await_schema(config, seconds=options["wait"], say=self.stderr.write)
         except (NotReadyError, ImproperlyConfigured) as error:
@@ -58,12 +64,9 @@ class Command(BaseCommand):
         for shortage in shortages(config):
             self.stderr.write(f"{shortage.message} {shortage.hint}")
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
-        try:
+        supervisor.say = self.stdout.write
+        with _refusing():
             end = supervisor.run(heed_interrupts=not options["reloaded"])
-        except SupervisorRunningError as error:
-            raise CommandError(f"{error}. Stop that one first, or name another file for this one.") from error
-        except PidfileError as error:
-            raise CommandError(str(error)) from error
         if end is not End.DRAINED:
             self.stderr.write("Jobs were still running when the time was up: they are given back or given up.")
             supervisor.leave(end)
@@ -93,19 +96,26 @@ def _config(options: dict[str, Any]) -> BackendConfig:
         raise CommandError(str(error)) from error
 
 
-def _require_pidfile_folder(config: BackendConfig) -> None:
-    if config.supervisor_pidfile is None:
-        return
-    path = Path(config.supervisor_pidfile)
-    if path.is_dir():
-        raise CommandError(f"supervisor_pidfile {str(path)!r} is a folder. Name a file in it.")
-    # Nothing is made to try it: whether the file can be had is told when it is taken.
-    code = 0 if os.access(path.parent, os.W_OK | os.X_OK) else errno.EACCES if path.parent.exists() else errno.ENOENT
-    if code:
-        raise CommandError(
-            f"supervisor_pidfile {str(path)!r} cannot be written: {os.strerror(code)}."
-            " Create its folder, or name another."
-        )
+@contextmanager
+def _refusing() -> Iterator[None]:
+    from dj_queue.runtime.pidfile import PidfileError, SupervisorRunningError
+
+    try:
+        yield
+    except SupervisorRunningError as error:
+        raise CommandError(f"{error}. Stop that one first, or name another file for this one.") from error
+    except PidfileError as error:
+        raise CommandError(str(error)) from error
+
+
+def _require_pidfile(config: BackendConfig) -> None:
+    """Say at once what keeps it from being had, and not after the database was waited for."""
+    from dj_queue.runtime.pidfile import pidfile
+
+    if config.supervisor_pidfile is not None and Path(config.supervisor_pidfile).is_dir():
+        raise CommandError(f"supervisor_pidfile {config.supervisor_pidfile!r} is a folder. Name a file in it.")
+    with _refusing(), pidfile(config.supervisor_pidfile):
+        pass
 
 
 def _summary(config: BackendConfig) -> str:
