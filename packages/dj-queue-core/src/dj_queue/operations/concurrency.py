@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, UnblockedJob
 from dj_queue.exceptions import ArgumentsError, EnqueueError
 from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
+from dj_queue.operations import transactions
 from dj_queue.serialization import describe, storable
 
 BLOCK = "block"
@@ -33,7 +34,7 @@ DISCARD = "discard"
 _LONGEST_KEY = 255
 _ATTEMPTS = 10
 # Seconds after which what others held is tried again: at first, and at most.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 5.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 2.0
 _HIGHEST_LIMIT = 2**31 - 1  # what its column holds
 _LONGEST_DURATION = 100 * 365 * 86400  # within the calendar, and more than anybody means
 
@@ -130,21 +131,34 @@ def release(
 class HeldKeys:
     """Keys whose semaphores others hold for long, and when each is to be tried again."""
 
-    def __init__(self) -> None:
-        self._again: dict[str, tuple[float, float]] = {}  # the monotonic time, and the pause before it
+    def __init__(self, config: BackendConfig) -> None:
+        self._config = config
+        self._again: dict[str, _Held] = {}
 
     def now(self) -> set[str]:
-        """The keys that are not to be tried yet."""
+        """The keys that are not to be tried yet. Where the time of one has come, it is looked at without waiting."""
         now = time.monotonic()
         # One that was free when its time came, or was not asked for, begins anew.
-        self._again = {key: each for key, each in self._again.items() if each[0] + 2 * _LONGEST_PAUSE > now}
-        return {key for key, (at, _) in self._again.items() if at > now}
+        self._again = {key: held for key, held in self._again.items() if held.until + 2 * _LONGEST_PAUSE > now}
+        due = {key for key, held in self._again.items() if held.until <= now and not held.seen_free}
+        if due:
+            self.add(transactions.run(self._config.database_alias, partial(find_held, self._config, due)))
+            self._again |= {
+                key: self._again[key]._replace(seen_free=True) for key in due if self._again[key].until <= now
+            }
+        return {key for key, held in self._again.items() if held.until > now}
 
     def add(self, keys: Iterable[str]) -> None:
         for key in keys:
-            _, last = self._again.get(key, (0.0, _FIRST_PAUSE / 2))
+            last = self._again[key].pause if key in self._again else _FIRST_PAUSE / 2
             pause = min(2 * last, _LONGEST_PAUSE)
-            self._again[key] = time.monotonic() + pause, pause
+            self._again[key] = _Held(time.monotonic() + pause, pause, seen_free=False)
+
+
+class _Held(NamedTuple):
+    until: float  # on the monotonic clock
+    pause: float
+    seen_free: bool
 
 
 def find_held(config: BackendConfig, keys: Iterable[str], dialect: Dialect, cursor: CursorWrapper) -> set[str]:

@@ -12,6 +12,7 @@ from contextlib import suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.exceptions import NotJSONError, NotUTF8Error
 from dj_queue.models import ClaimedExecution
-from dj_queue.operations import deletion, results, retention, transactions
+from dj_queue.operations import concurrency, deletion, results, retention, transactions
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
 
@@ -150,14 +151,16 @@ def finish_and_claim(
     *,
     worker: str,
     on_unblocked: Callable[[], None] = lambda: None,
+    waits_again: bool = True,
 ) -> tuple[list[Job], list[Job]]:
     """`finish`, and where that takes a transaction and makes blocked jobs ready, claim in the same one.
 
     A commit may cost more than all statements before it, and a job that others wait for has two otherwise.
-    Return the jobs that were still ours, and those that were claimed.
+    Return the jobs that were still ours, and those that were claimed. Without `waits_again`, a lock that was waited
+    for in vain is the caller's to think about: `held_keys` says whose.
     """
     try:
-        recorded = _record(config, jobs, worker, claiming)
+        recorded = _record(config, jobs, worker, claiming, waits_again=waits_again)
     except DatabaseError as refusal:
         if dialect_for(config.database_alias).is_away(refusal):
             raise
@@ -247,7 +250,23 @@ def _claimed(claims: Sequence[Claim]) -> list[Job]:
 # ---- finish -----------------------------------------------------------------------------------------
 
 
-def _record(config: BackendConfig, jobs: Sequence[Job], worker: str, claiming: Claiming | None = None) -> Recorded:
+def held_keys(config: BackendConfig, jobs: Sequence[Job]) -> set[str]:
+    """The keys of those jobs that cannot be recorded before another transaction ends; all keys if it is not said."""
+    keys = {job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
+    if not keys:
+        return keys
+    # Where no semaphore is held, it is perhaps a job that is blocked on one.
+    return transactions.run(config.database_alias, partial(concurrency.find_held, config, keys)) or keys
+
+
+def _record(
+    config: BackendConfig,
+    jobs: Sequence[Job],
+    worker: str,
+    claiming: Claiming | None = None,
+    *,
+    waits_again: bool = True,
+) -> Recorded:
     outcomes = [job.outcome for job in jobs if job.outcome is not None]
     keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
 
@@ -264,7 +283,7 @@ def _record(config: BackendConfig, jobs: Sequence[Job], worker: str, claiming: C
     # A slot is freed in the transaction that finishes its job: neither can happen without the other.
     connection = connections[config.database_alias]
     at_once = not keys or dialect_for(config.database_alias).finishes_at_once(connection)
-    return transactions.run(config.database_alias, write, one_statement=at_once)
+    return transactions.run(config.database_alias, write, one_statement=at_once, waits_again=waits_again)
 
 
 def _record_kept(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded | None:

@@ -26,7 +26,7 @@ class Dispatcher(Runner):
         self.options = options
         self._maintain_at = 0.0  # at start, and then at every interval
         self._upkeep: Iterator[int] | None = None
-        self._held = concurrency.HeldKeys()
+        self._held = concurrency.HeldKeys(config)
 
     @property
     def metadata(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from django.db import Error, OperationalError
 from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
 from dj_queue.models import Process
-from dj_queue.operations import execution
+from dj_queue.operations import concurrency, execution
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.listener import Listener
 from dj_queue.runtime.pool import PATIENCE, Pool
@@ -73,6 +73,7 @@ class Worker(Runner):
         self._held: set[int] = set()
         self._look_for_strays_at = math.inf  # on the monotonic clock
         self._unrecorded: list[execution.Job] = []
+        self._held_keys = concurrency.HeldKeys(config)
         self._returning: list[execution.Job] = []
         self._recorded = 0
         self._first_step_at: float | None = None
@@ -235,19 +236,32 @@ class Worker(Runner):
             self._measure(job.seconds)
         # Kept until they are recorded: while the database is away, nothing that was done is forgotten.
         self._unrecorded += done
-        if self._unrecorded:
+        # What another transaction holds the semaphore of waits its turn, and holds up nothing else.
+        but = self._held_keys.now() if self._unrecorded else set()
+        later = [job for job in self._unrecorded if job.claim.concurrency_key in but]
+        now = [job for job in self._unrecorded if job.claim.concurrency_key not in but]
+        if now:
             began = time.monotonic()
             room = self._room() if claiming and self.lease.valid and not self._worn_out() else 0
-            recorded, claimed = execution.finish_and_claim(
-                self.config,
-                self._unrecorded,
-                execution.Claiming(self.config, self._selectors, room, self.process_id) if room > 0 else None,
-                worker=self.name,
-                on_unblocked=self._look_at_once,
-            )
-            self._recorded += len(self._unrecorded)
-            self._held.difference_update(job.claim.id for job in self._unrecorded)
-            self._unrecorded = []
+            try:
+                recorded, claimed = execution.finish_and_claim(
+                    self.config,
+                    now,
+                    execution.Claiming(self.config, self._selectors, room, self.process_id) if room > 0 else None,
+                    worker=self.name,
+                    on_unblocked=self._look_at_once,
+                    waits_again=False,
+                )
+            except OperationalError as error:
+                held = execution.held_keys(self.config, now) if self.dialect.is_lock_timeout(error) else set()
+                if not held:
+                    raise
+                # Nothing was recorded: the next time, which is now, without these.
+                self._held_keys.add(held)
+                return self._finish(claiming=claiming)
+            self._recorded += len(now)
+            self._held.difference_update(job.claim.id for job in now)
+            self._unrecorded = later
             self._measure_round_trip(time.monotonic() - began)
             if claimed:
                 self._start(claimed, room)
@@ -322,6 +336,8 @@ class Worker(Runner):
         if self._pool.done:
             return 0.0
         pause, patience = self._until_next(), self._pool.patience
+        if self._unrecorded:  # what waits for a semaphore that others hold
+            pause = min(pause, _LONGEST_WAIT)
         return pause if patience is None else min(pause, patience)
 
     def _until_next(self) -> float:
