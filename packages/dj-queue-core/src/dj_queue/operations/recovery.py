@@ -184,7 +184,7 @@ def settle_missing(
     unheld = _UNHELD if claims is None else _UNHELD & Q(pk__in=claims)
 
     def started(claim: ClaimedExecution) -> bool:
-        process_id = claim.process_id
+        process_id = claim.serializable_value("process_id")  # the row may be gone
         return process_id is None or process_id not in known or claim.pk <= known[process_id]
 
     recovered = transactions.run(
