@@ -96,6 +96,7 @@ class TestStart:
             "concurrency_maintenance_interval": 600.0,
         }
         assert rows["scheduler-1"].kind == "Scheduler"
+        assert set(rows["scheduler-1"].metadata.pop("static_tasks")) == {"daily"}
         assert rows["scheduler-1"].metadata == {
             "dynamic_tasks_enabled": False,
             "polling_interval": 5.0,
