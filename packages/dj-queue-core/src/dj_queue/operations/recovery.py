@@ -253,12 +253,11 @@ def _settle(
 def _put_back(config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, cut: Sequence[ClaimedExecution]) -> int:
     """Make jobs ready that were just recorded as failed: each at its old place, with the slot that it has."""
     using = config.database_alias
-    rows = FailedExecution.objects.using(using).filter(job_id__in=[claim.job_id for claim in cut])
-    failed = {row.job_id: row for row in rows}
-    cut = [claim for claim in cut if claim.job_id in failed]  # a job may have been deleted meanwhile
+    rows = FailedExecution.objects.using(using).filter(job_id__in=[claim.job.id for claim in cut])
+    errors = {job_id: error for job_id, *error in rows.values_list("job_id", "exception_class", "traceback")}
+    cut = [claim for claim in cut if claim.job.id in errors]  # a job may have been deleted meanwhile
     for claim in cut:
-        row = failed[claim.job_id]
-        claim.job.errors = [*(claim.job.errors or []), [row.exception_class, row.traceback]]
+        claim.job.errors = [*(claim.job.errors or []), errors[claim.job.id]]
     rows.delete()
     Job.objects.using(using).bulk_update([claim.job for claim in cut], ["errors"])
     ReadyExecution.objects.using(using).bulk_create(
