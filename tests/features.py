@@ -57,6 +57,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: connection.features.has_select_for_update,
         "the database has one writer at a time: no such race",
     ),
+    "statement timeout": (
+        lambda: databases.VENDOR in ("postgres", "mariadb"),
+        "the database limits no statement that writes",
+    ),
     "wide integers": (
         lambda: dialect_for("default").json_limits.wide_integers,
         "the database rounds integers of more than 64 bits",

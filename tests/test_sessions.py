@@ -289,8 +289,8 @@ class TestWithoutDescendingIndexes:
 @pytest.mark.parametrize(
     ("code", "away", "transient"),
     [
-        pytest.param(1213, True, True, id="deadlock"),
-        pytest.param(1205, True, True, id="lock wait timeout"),
+        pytest.param(1213, False, True, id="deadlock"),
+        pytest.param(1205, False, True, id="lock wait timeout"),
         *[
             pytest.param(code, True, False, id=name)
             for code, name in {
@@ -303,17 +303,18 @@ class TestWithoutDescendingIndexes:
                 1045: "access denied",
                 1053: "shutting down",
                 1290: "read only",
-                1317: "killed query",
                 1792: "read-only transaction",
                 1927: "killed connection",
-                1969: "statement timeout on MariaDB",
-                3024: "statement timeout on MySQL",
             }.items()
         ],
         *[
             pytest.param(code, False, False, id=name)
             for code, name in {
                 1153: "statement too large",
+                1317: "killed query",
+                1969: "statement timeout on MariaDB",
+                3024: "statement timeout on MySQL",
+                1114: "table full",
                 2020: "packet too large for the client",
                 1054: "unknown column",
                 1406: "data too long",

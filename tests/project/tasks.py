@@ -112,6 +112,11 @@ def return_nul() -> str:
 
 
 @task
+def return_text(length: int) -> str:
+    return "x" * length
+
+
+@task
 def return_given(value: Any) -> Any:
     return value
 

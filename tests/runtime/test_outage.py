@@ -378,7 +378,10 @@ class TestErrors:
         [
             pytest.param("57P01", True, id="administrator ended the session"),
             pytest.param("25006", True, id="demoted, and reads only"),
-            pytest.param("53100", True, id="disk full"),
+            pytest.param("53100", False, id="disk full"),
+            pytest.param("57014", False, id="statement timeout"),
+            pytest.param("55P03", False, id="lock timeout"),
+            pytest.param("25P04", True, id="transaction timeout, which ends the session"),
             pytest.param("54000", False, id="value too large"),
             pytest.param("54001", False, id="value too deep"),
         ],

@@ -207,8 +207,8 @@ class QueueInfo:
     def __init__(self, queue_name: str, *, backend_alias: str = "default") -> None:
         if not is_storable(queue_name):
             raise ValueError(
-                f"expected a queue name, got {ascii(queue_name)[:80]}. No queue's name has NUL characters or lone"
-                " surrogates."
+                f"expected a queue name of 1 to 64 characters, got {ascii(queue_name)[:80]}. No queue's name has NUL"
+                " characters or lone surrogates."
             )
         self.queue_name = queue_name
         self.backend_alias = backend_alias

@@ -35,6 +35,10 @@ class TaskPathError(DjQueueError, ImportError):
     """A stored task path no longer leads to a task."""
 
 
+class UnreadableJobError(DjQueueError):
+    """What is stored of a job cannot be read. It fails, and no other."""
+
+
 class MissingAddonError(DjQueueError, ImportError):
     """A door of dj-queue leads to a distribution that is not installed."""
 

@@ -136,7 +136,7 @@ class Candidate:
 
     def _failed(self, error: Exception) -> float:
         """Say why there is no supervisor; return when to try again, here or elsewhere."""
-        from dj_queue.runtime.process import backoff
+        from dj_queue.runtime.part import backoff
 
         expected = isinstance(error, (DjQueueError, Error))
         logger.error("dj_queue: the supervisor failed: %s", error, exc_info=None if expected else error)

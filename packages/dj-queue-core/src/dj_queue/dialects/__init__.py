@@ -7,6 +7,8 @@ from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dj_queue.dialects.base import (
+    FIRST_WORKERS,
+    MOST_WORKERS,
     Claim,
     Dialect,
     LimitedJob,
@@ -21,6 +23,8 @@ from dj_queue.dialects.base import (
 from dj_queue.dialects.clock import elapsed
 
 __all__ = [
+    "FIRST_WORKERS",
+    "MOST_WORKERS",
     "Claim",
     "Dialect",
     "LimitedJob",

@@ -24,7 +24,15 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from dj_queue.dialects import observation_sql
-from dj_queue.serialization import ErrorRecord, JSONLimits
+from dj_queue.serialization import ErrorRecord, JSONLimits, storable
+
+_LONGEST = 100 * 365 * 86400.0
+EMPTY_PAYLOAD = '{"args":[],"kwargs":{}}'
+
+
+# How many names a job keeps in `worker_ids`, and how many of them are the first.
+MOST_WORKERS = 100
+FIRST_WORKERS = 10
 
 
 class NewJob(NamedTuple):
@@ -60,10 +68,9 @@ class Claim(NamedTuple):
     scheduled_at: datetime | None
     created_at: datetime
     started_at: datetime | None  # of the first attempt
-    worker_ids: str | None  # of earlier attempts
-    errors: str | None
     concurrency_key: str | None
     claimed_at: datetime
+    flaw: str | None = None  # what of the job could not be read: it is to fail
 
 
 class Outcome(NamedTuple):
@@ -145,6 +152,23 @@ def needed(selectors: Sequence[Selector]) -> list[Selector]:
         ):
             needed.append(selector)
     return needed
+
+
+def lasting(seconds: object) -> timedelta:
+    """The duration that a row says, within the calendar, whatever it says."""
+    if isinstance(seconds, int | float) and seconds > 0:
+        return timedelta(seconds=min(float(seconds), _LONGEST))
+    return timedelta()
+
+
+def flawed(claim_id: int, claimed_at: datetime, error: object, *, job_id: object = None) -> Claim:
+    """The claim of a job that cannot be read."""
+    try:
+        known = job_id if isinstance(job_id, UUID) else UUID(str(job_id))
+    except ValueError:
+        known = UUID(int=0)
+    flaw = storable(f"{type(error).__name__}: {error}" if isinstance(error, Exception) else str(error))
+    return Claim(claim_id, known, "", "", 0, EMPTY_PAYLOAD, None, claimed_at, None, None, claimed_at, flaw)
 
 
 class Dialect(ABC):
@@ -239,6 +263,16 @@ class Dialect(ABC):
         so its job is seen. With `skip_locked`, blocked jobs that others hold are passed over.
         """
 
+    def fail_row(self, cursor: CursorWrapper, table: str, row_id: int, error: ErrorRecord) -> None:
+        """Record the job of an execution row as failed, whatever else is in that row and in its job's."""
+        at = cursor.db.ops.adapt_datetimefield_value(self.now(cursor))
+        cursor.execute(
+            "INSERT INTO dj_queue_failed_executions"
+            " (job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)"
+            f" SELECT job_id, backend_alias, queue_name, %s, %s, %s, %s FROM {table} WHERE id = %s",
+            [*error, at, row_id],
+        )
+
     def insert_limited(
         self, cursor: CursorWrapper, jobs: Sequence[LimitedJob], *, alias: str, notify: bool
     ) -> tuple[datetime, set[UUID], list[UnblockedJob]] | None:
@@ -287,6 +321,13 @@ class Dialect(ABC):
     def is_away(self, error: Error) -> bool:
         """Whether it is not the statement that the database refuses: any other would fail as well."""
         return isinstance(error, OperationalError | InterfaceError)
+
+    def may_pass(self, error: Error) -> bool:
+        """Whether the statement was refused for what may be over soon: a lock, the load, a want of room.
+
+        Or for its size: a limit on a statement's time says the same of a large one and of one that had to wait.
+        """
+        return self.is_transient(error)
 
     def unfit(self, settings: Mapping[str, Any]) -> str | None:
         """Which of a database's settings keep the queue from living there; told without connecting to it."""

@@ -35,6 +35,7 @@ from dj_queue.dialects.base import (
     Outcome,
     Selector,
     UnblockedJob,
+    lasting,
     needed,
 )
 from dj_queue.dialects.clock import Now, in_utc, mysql_clock
@@ -242,7 +243,7 @@ class MySQL(Dialect):
         found = [row for row in cursor.fetchall() if row[5]]
         if not found:
             return 0, []
-        due = sorted(found, key=lambda row: (row[4], -row[3], row[0]))
+        due = sorted(found, key=lambda row: (str(row[4]), -row[3], row[0]))
         at = str(due[0][6])
         keys = of_jobs(cursor, "concurrency_key", [row[1] for row in due])
         delete(cursor, "dj_queue_scheduled_executions", [row[0] for row in due])
@@ -290,6 +291,9 @@ class MySQL(Dialect):
 
     def is_away(self, error: Error) -> bool:
         return mysql_peer.is_away(error, unnumbered=super().is_away(error))
+
+    def may_pass(self, error: Error) -> bool:
+        return mysql_peer.may_pass(error)
 
     def prepare_session(self, connection: Any) -> None:
         with connection.cursor() as cursor:
@@ -521,7 +525,7 @@ class MySQL(Dialect):
         ]
         sizes = [len(each.return_value or "") for each in outcomes]
         for batch in sql.batches(rows, sizes, most=_STATEMENT):
-            cursor.execute(sql.FINISH, [self._table(cursor, batch), at, worker, worker, at])
+            cursor.execute(sql.FINISH, [self._table(cursor, batch), at, worker, at])
 
     def _insert_failed(self, cursor: CursorWrapper, outcomes: Sequence[Outcome], now: datetime) -> None:
         rows = [(each.claim_id, *each.error) for each in outcomes if each.error]
@@ -562,8 +566,8 @@ class MySQL(Dialect):
             free = min(limit, value + freed[key])
             next_ones = blocked.get(key, [])[: max(free, 0)]
             started += next_ones
-            longest = max((row[9] or 0.0 for row in next_ones), default=None)
-            expires_at = None if longest is None else now + timedelta(seconds=longest)
+            longest = max((lasting(row[9]) for row in next_ones), default=None)
+            expires_at = None if longest is None else now + longest
             changed.append((semaphore, free - len(next_ones), limit, stored_time(cursor, expires_at)))
         if started:
             ids = zip_longest(sorted(ended), sorted(row[1] for row in started))

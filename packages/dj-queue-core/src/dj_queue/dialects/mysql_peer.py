@@ -11,13 +11,15 @@ from django.db.backends.base.base import BaseDatabaseWrapper
 _LOCK_WAIT_TIMEOUT = 1205
 # Deadlock; a row that changed under a snapshot; a certification that failed at commit.
 _TRANSIENT = {_LOCK_WAIT_TIMEOUT, 1213, 1020, 3101}
-# What no other statement would get past: access, shutdown, read only, out of connections, memory or space,
-# killed and timed out. Every error of the client library is one of those, but for a packet too large.
+# What no other statement would get past: access, shutdown, read only, out of connections, killed.
+# Every error of the client library is one of those, but for a packet too large.
 _AWAY = {
-    1021, 1037, 1038, 1040, 1041, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1077, 1079, 1080, 1081, 1114, 1129, 1130,
-    1135, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1206, 1223, 1226, 1290, 1317, 1792, 1836, 1927, 1969,
-    3024, 3100, 3159, 3168, 4031,
+    1040, 1042, 1043, 1044, 1045, 1047, 1049, 1053, 1077, 1079, 1080, 1081, 1129, 1130,
+    1135, 1152, 1158, 1159, 1160, 1161, 1180, 1184, 1203, 1223, 1226, 1290, 1792, 1836, 1927,
+    3100, 3159, 3168, 4031,
 }  # fmt: skip
+# A want of disk, memory or locks; a statement that was interrupted, or took too long, here and on MariaDB.
+_MAY_PASS = {1021, 1037, 1038, 1041, 1114, 1206, 1317, 1969, 3024} | _TRANSIENT
 _CLIENT_ERRORS = range(2000, 3000)
 _PACKET_TOO_LARGE = 2020
 
@@ -35,7 +37,11 @@ def is_away(error: Error, *, unnumbered: bool) -> bool:
     code = _code(error)
     if code in _CLIENT_ERRORS:
         return code != _PACKET_TOO_LARGE
-    return (code == 0 and unnumbered) or code in _AWAY or code in _TRANSIENT
+    return (code == 0 and unnumbered) or code in _AWAY
+
+
+def may_pass(error: Error) -> bool:
+    return _code(error) in _MAY_PASS
 
 
 def watch(connection: BaseDatabaseWrapper) -> None:

@@ -11,7 +11,7 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from dj_queue.dialects import mysql_sql as sql
-from dj_queue.dialects.base import Claim
+from dj_queue.dialects.base import Claim, flawed
 
 # So many times one statement asks the same.
 _UNION = 100
@@ -52,12 +52,15 @@ def of_jobs(cursor: CursorWrapper, column: str, job_ids: Sequence[Any]) -> dict[
 
 
 def claim_of(cursor: CursorWrapper, row: Sequence[Any]) -> Claim:
-    claim_id, job_id, path, queue, priority, payload, scheduled, created, started, workers, errors, key, claimed = row
+    claim_id, job_id, path, queue, priority, payload, scheduled, created, started, key, claimed = row
     read = partial(read_time, cursor)
-    return Claim(
-        claim_id, UUID(job_id), path, queue, priority, payload, scheduled and read(scheduled), read(created),
-        started and read(started), workers, errors, key, read(claimed),
-    )  # fmt: skip
+    try:
+        return Claim(
+            claim_id, UUID(job_id), path, queue, priority, payload, scheduled and read(scheduled), read(created),
+            started and read(started), key, read(claimed),
+        )  # fmt: skip
+    except Exception as error:  # written by something else: it must not keep the others from being read
+        return flawed(claim_id, read(claimed), error, job_id=job_id)
 
 
 # ---- times: columns know no zone --------------------------------------------------------------------

@@ -8,6 +8,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from dj_queue.dialects.base import FIRST_WORKERS, MOST_WORKERS
+
 # Rows given by their ids are visited one by one, in the order given. An IN may be answered by reading a table whole,
 # and with locks, by waiting for rows that others hold.
 _IDS = "JSON_TABLE(%s, '$[*]' COLUMNS (id BIGINT PATH '$')) done"
@@ -56,7 +58,7 @@ NEXT_PRIORITY = "SELECT MAX(priority) FROM {table} WHERE {where} {below}"
 HOLD = "INSERT INTO dj_queue_claimed_executions (job_id, process_id, position, created_at) VALUES {rows}"
 
 HELD = """SELECT claim.id, job.id, job.task_path, job.queue_name, job.priority, job.payload, job.scheduled_at,
-job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key, claim.created_at
+job.created_at, job.started_at, job.concurrency_key, claim.created_at
 FROM dj_queue_claimed_executions claim FORCE INDEX (job_id)
 STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id
 WHERE claim.job_id IN ({ids}) {lock}"""
@@ -72,12 +74,22 @@ STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.i
 _OF_CLAIM = """STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.claim_id
 STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
 
+# The names of earlier attempts with room for one more, whatever is stored there: one entry says how many are left out.
+_ENTRY = f"JSON_UNQUOTE(JSON_EXTRACT(job.worker_ids, '$[{FIRST_WORKERS}]'))"
+_LEFT_OUT = f"""IF({_ENTRY} LIKE '[... %% left out ...]',
+CAST(SUBSTRING_INDEX(SUBSTRING({_ENTRY}, 6, 15), ' ', 1) AS UNSIGNED), 1)"""
+_WORKERS = f"""CASE WHEN job.worker_ids IS NULL OR NOT JSON_VALID(job.worker_ids) THEN JSON_ARRAY()
+WHEN JSON_TYPE(job.worker_ids) <> 'ARRAY' THEN JSON_ARRAY()
+WHEN JSON_LENGTH(job.worker_ids) < {MOST_WORKERS} THEN job.worker_ids
+ELSE JSON_REMOVE(JSON_SET(job.worker_ids, '$[{FIRST_WORKERS}]', CONCAT('[... ', 1 + {_LEFT_OUT}, ' left out ...]')),
+'$[{FIRST_WORKERS + 1}]') END"""
+
 FINISH = f"""UPDATE JSON_TABLE(%s, '$[*]' COLUMNS (claim_id BIGINT PATH '$[0]', started_at DATETIME(6) PATH '$[1]',
 failed TINYINT PATH '$[2]', return_value LONGTEXT PATH '$[3]')) done
 {_OF_CLAIM}
 SET job.finished_at = IF(done.failed, NULL, %s), job.return_value = done.return_value,
 job.started_at = COALESCE(job.started_at, done.started_at), job.last_attempted_at = done.started_at,
-job.worker_ids = IF(job.worker_ids IS NULL, JSON_ARRAY(%s), JSON_ARRAY_APPEND(job.worker_ids, '$', %s)),
+job.worker_ids = JSON_ARRAY_APPEND({_WORKERS}, '$', %s),
 job.updated_at = %s"""
 
 FINISH_FAILED = f"""INSERT INTO dj_queue_failed_executions

@@ -32,12 +32,16 @@ from dj_queue.serialization import JSONLimits
 _LOCK_NOT_AVAILABLE = "55P03"
 # deadlock_detected, serialization_failure
 _TRANSIENT = {"40P01", "40001", _LOCK_NOT_AVAILABLE}
-# What a server says that was demoted: it is up, and the primary is elsewhere.
-_READ_ONLY = "25006"
+# Connections, logins, the database itself; and classes of their own: the server stops, or has stopped the session.
+_AWAY = (
+    "08", "28", "3D", "53300", "57P01", "57P02", "57P03", "57P04", "57P05",
+    "25006",  # what a server says that was demoted: it is up, and the primary is elsewhere
+    "25P03", "25P04",  # a transaction took too long, and the session was ended for it
+)  # fmt: skip
+# Collisions; a want of memory, disk or locks; what another holds; a statement that took too long; the system below.
+_MAY_PASS = ("40", "53", "55", "57", "58")
 # What would let the planner choose anything but nested loops over indexes.
 _PINS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
-# The class of what is too large or too deep for this server. The driver calls that operational.
-_LIMIT_EXCEEDED = "54"
 _UNDEFINED_COLUMN = "42703"
 _UNDEFINED_TABLE = "42P01"
 # The drivers' word for a session without a transaction.
@@ -126,7 +130,7 @@ class PostgreSQL(Dialect):
     ) -> list[Claim]:
         picked, params = postgresql_pick.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
         cursor.execute(
-            sql.CLAIM.format(picked=picked),
+            sql.CLAIM.format(picked=picked, **sql.CALENDAR),
             {**params, "alias": alias, "limit": limit, "process": process_id},
         )
         rows = cursor.fetchall()
@@ -222,7 +226,10 @@ class PostgreSQL(Dialect):
 
     def is_away(self, error: Error) -> bool:
         code = _sqlstate(error)
-        return code == _READ_ONLY or (super().is_away(error) and not code.startswith(_LIMIT_EXCEEDED))
+        return code.startswith(_AWAY) if code else super().is_away(error)
+
+    def may_pass(self, error: Error) -> bool:
+        return _sqlstate(error).startswith(_MAY_PASS)
 
     def lacks_table(self, error: Error) -> bool:
         return _sqlstate(error) == _UNDEFINED_TABLE
@@ -348,7 +355,8 @@ def _unblocked(cursor: CursorWrapper) -> list[UnblockedJob]:
 
 
 def _sqlstate(error: Error) -> str:
-    return getattr(error.__cause__, "sqlstate", None) or ""
+    # As psycopg has it, and as psycopg2 has it.
+    return getattr(error.__cause__, "sqlstate", None) or getattr(error.__cause__, "pgcode", None) or ""
 
 
 def _time(row: Sequence[Any] | None) -> datetime:

@@ -146,7 +146,8 @@ changed AS (
   UPDATE dj_queue_semaphores semaphore SET
     value = slots.free - (SELECT count(*) FROM next WHERE next.semaphore_id = slots.id),
     expires_at = coalesce(
-      (SELECT statement_timestamp() + make_interval(secs => max(job.concurrency_duration))
+      (SELECT statement_timestamp() + make_interval(
+          secs => least(greatest(max(job.concurrency_duration), 0), 3153600000))
        FROM next JOIN dj_queue_jobs job ON job.id = next.job_id WHERE next.semaphore_id = slots.id),
       semaphore.expires_at),
     updated_at = statement_timestamp()

@@ -10,7 +10,7 @@ what concurrency limits need stand in modules of their own.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dj_queue.dialects.base import NewJob, Outcome
+from dj_queue.dialects.base import FIRST_WORKERS, MOST_WORKERS, NewJob, Outcome
 
 # One channel for the whole database: a session that listens hears of every alias, and wakes for its own.
 CHANNEL = "dj_queue"
@@ -82,9 +82,18 @@ held AS (
   SELECT job_id, %(process)s::bigint, id, statement_timestamp() FROM picked
   RETURNING id, job_id
 )
-SELECT held.id, job.id, job.task_path, job.queue_name, job.priority, job.payload, job.scheduled_at,
-  job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key, statement_timestamp()
+SELECT held.id, job.id, job.task_path, job.queue_name, job.priority, job.payload,
+  CASE WHEN job.scheduled_at BETWEEN {first} AND {last} THEN job.scheduled_at END,
+  CASE WHEN job.created_at BETWEEN {first} AND {last} THEN job.created_at ELSE statement_timestamp() END,
+  CASE WHEN job.started_at BETWEEN {first} AND {last} THEN job.started_at END,
+  job.concurrency_key, statement_timestamp(),
+  CASE WHEN job.created_at NOT BETWEEN {first} AND {last} THEN 'created_at is ' || job.created_at
+    WHEN job.scheduled_at NOT BETWEEN {first} AND {last} THEN 'scheduled_at is ' || job.scheduled_at
+    WHEN job.started_at NOT BETWEEN {first} AND {last} THEN 'started_at is ' || job.started_at END
 FROM held LEFT JOIN dj_queue_jobs job ON job.id = held.job_id"""
+
+# What Python can hold, in whatever time zone: a time beyond it would keep a whole batch from being read.
+CALENDAR = {"first": "'0001-01-03 00:00+00'::timestamptz", "last": "'9999-12-29 00:00+00'::timestamptz"}
 
 # ---- finish -----------------------------------------------------------------------------------------
 
@@ -105,7 +114,7 @@ changed AS (
     return_value = gone.return_value::jsonb,
     started_at = coalesce(job.started_at, gone.started_at),
     last_attempted_at = gone.started_at,
-    worker_ids = coalesce(job.worker_ids, '[]'::jsonb) || to_jsonb(%(worker)s::text),
+    worker_ids = {workers} || to_jsonb(%(worker)s::text),
     updated_at = statement_timestamp()
   FROM gone WHERE job.id = gone.job_id {only}{returning}
 ){failed}
@@ -147,12 +156,21 @@ succeeded AS (
 ),"""
 
 
+# The names of earlier attempts with room for one more, whatever is stored there: one entry says how many are left out.
+_WORKERS = f"""CASE WHEN job.worker_ids IS NULL OR jsonb_typeof(job.worker_ids) <> 'array' THEN '[]'::jsonb
+      WHEN jsonb_array_length(job.worker_ids) < {MOST_WORKERS} THEN job.worker_ids
+      ELSE jsonb_set(job.worker_ids - {FIRST_WORKERS + 1}, '{{{FIRST_WORKERS}}}', to_jsonb('[... ' || 1 + coalesce(
+        substring(job.worker_ids ->> {FIRST_WORKERS} FROM '^\\[\\.\\.\\. ([0-9]{{1,15}}) left out')::bigint, 1)
+        || ' left out ...]')) END"""
+
+
 def finish(
     outcomes: Sequence[Outcome], *, worker: str, preserve: bool, keys: Mapping[int, str] | None = None
 ) -> tuple[str, dict[str, Any]]:
     """The statement that records outcomes, and frees slots where claims have `keys`; and its parameters."""
     some_failed = any(outcome.error for outcome in outcomes)
     statement = FINISH.format(
+        workers=_WORKERS,
         failed=FINISH_FAILED if some_failed else "",
         returning=RETURNING_FAILED if some_failed else "",
         succeeded="" if preserve else DELETE_SUCCEEDED,

@@ -23,7 +23,19 @@ from django.utils import timezone
 from django.utils.dateparse import parse_datetime
 
 from dj_queue.dialects import observation_sql
-from dj_queue.dialects.base import Claim, Dialect, LockedSemaphore, NewJob, Outcome, Selector, UnblockedJob
+from dj_queue.dialects.base import (
+    FIRST_WORKERS,
+    MOST_WORKERS,
+    Claim,
+    Dialect,
+    LockedSemaphore,
+    NewJob,
+    Outcome,
+    Selector,
+    UnblockedJob,
+    flawed,
+    lasting,
+)
 from dj_queue.serialization import JSONLimits
 
 # Which has `->>`, and RETURNING.
@@ -127,8 +139,8 @@ class SQLite(Dialect):
         )
         ids = [row[0] for row in cursor.fetchall()]
         cursor.execute(
-            "SELECT claim.id, job.id, job.task_path, job.queue_name, job.priority, job.payload,"
-            " job.scheduled_at, job.created_at, job.started_at, job.worker_ids, job.errors, job.concurrency_key"
+            # As bytes, whatever is in them: the driver would give up all rows for one that it cannot read.
+            f"SELECT claim.id, {_READ}"
             " FROM dj_queue_claimed_executions claim JOIN dj_queue_jobs job ON job.id = claim.job_id"
             " WHERE claim.id IN (SELECT value FROM json_each(%s)) ORDER BY claim.id",
             [json.dumps(ids)],
@@ -144,16 +156,19 @@ class SQLite(Dialect):
         now = timezone.now()
         at = _stored(now)
         cursor.execute(
-            "DELETE FROM dj_queue_claimed_executions WHERE id IN (SELECT value FROM json_each(%s)) RETURNING id",
+            "DELETE FROM dj_queue_claimed_executions WHERE id IN (SELECT value FROM json_each(%s))"
+            " RETURNING id, job_id",
             [json.dumps([outcome.claim_id for outcome in outcomes])],
         )
-        kept = {row[0] for row in cursor.fetchall()}
+        # As the row has it: an outcome knows no id that is none.
+        job_ids = dict(cursor.fetchall())
+        kept = set(job_ids)
         ours = [outcome for outcome in outcomes if outcome.claim_id in kept]
         updates = [outcome for outcome in ours if preserve or outcome.error]
         cursor.executemany(
             "UPDATE dj_queue_jobs SET finished_at = %s, return_value = %s,"
             " started_at = coalesce(started_at, %s), last_attempted_at = %s,"
-            " worker_ids = json_insert(coalesce(worker_ids, '[]'), '$[#]', %s), updated_at = %s WHERE id = %s",
+            f" worker_ids = json_insert({_WORKERS}, '$[#]', %s), updated_at = %s WHERE id = %s",
             [
                 (
                     None if outcome.error else at,
@@ -162,7 +177,7 @@ class SQLite(Dialect):
                     _stored(outcome.started_at),
                     worker,
                     at,
-                    outcome.job_id.hex,
+                    job_ids[outcome.claim_id],
                 )
                 for outcome in updates
             ],
@@ -171,10 +186,10 @@ class SQLite(Dialect):
             "INSERT INTO dj_queue_failed_executions"
             " (job_id, backend_alias, queue_name, exception_class, message, traceback, created_at)"
             " SELECT id, backend_alias, queue_name, %s, %s, %s, %s FROM dj_queue_jobs WHERE id = %s",
-            [(*outcome.error, at, outcome.job_id.hex) for outcome in ours if outcome.error],
+            [(*outcome.error, at, job_ids[outcome.claim_id]) for outcome in ours if outcome.error],
         )
         if not preserve:
-            succeeded = [(outcome.job_id.hex,) for outcome in ours if not outcome.error]
+            succeeded = [(job_ids[outcome.claim_id],) for outcome in ours if not outcome.error]
             cursor.executemany("UPDATE dj_queue_recurring_executions SET job_id = NULL WHERE job_id = %s", succeeded)
             cursor.executemany("DELETE FROM dj_queue_jobs WHERE id = %s", succeeded)
         return now, kept
@@ -182,7 +197,7 @@ class SQLite(Dialect):
     def release(self, cursor: CursorWrapper, claim_ids: Sequence[int], *, alias: str, notify: bool) -> int:
         cursor.execute(
             "DELETE FROM dj_queue_claimed_executions"
-            " WHERE id IN (SELECT value FROM json_each(%s)) RETURNING job_id, position, created_at",
+            " WHERE id IN (SELECT value FROM json_each(%s)) RETURNING job_id, position, CAST(created_at AS TEXT)",
             [json.dumps(list(claim_ids))],
         )
         gone = cursor.fetchall()
@@ -209,7 +224,7 @@ class SQLite(Dialect):
         cursor.execute(
             "DELETE FROM dj_queue_scheduled_executions WHERE id IN (SELECT id FROM dj_queue_scheduled_executions"
             " WHERE backend_alias = %s AND scheduled_at <= %s ORDER BY scheduled_at, priority DESC, id LIMIT %s)"
-            " RETURNING scheduled_at, priority, id, job_id, queue_name,"
+            " RETURNING CAST(scheduled_at AS TEXT), priority, id, job_id, queue_name,"
             " (SELECT concurrency_key FROM dj_queue_jobs WHERE dj_queue_jobs.id = job_id)",
             [alias, at, limit],
         )
@@ -278,6 +293,20 @@ class SQLite(Dialect):
     def is_transient(self, error: Error) -> bool:
         return "locked" in str(error) or "busy" in str(error)
 
+    def is_away(self, error: Error) -> bool:
+        name = getattr(error.__cause__, "sqlite_errorname", None)
+        if name is None:  # the driver's own: its connection, or a text in the file that is none
+            return super().is_away(error) and "decode" not in str(error)
+        return str(name).startswith(_AWAY)
+
+    def may_pass(self, error: Error) -> bool:
+        name = str(getattr(error.__cause__, "sqlite_errorname", ""))
+        return self.is_transient(error) or name.startswith(_MAY_PASS)
+
+
+# The file, and what it is on.
+_AWAY = ("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_NOTADB", "SQLITE_CORRUPT")
+_MAY_PASS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT", "SQLITE_PROTOCOL")
 
 _INSERT_READY = (
     "INSERT INTO dj_queue_ready_executions (job_id, backend_alias, queue_name, priority, created_at)"
@@ -322,7 +351,7 @@ def _unblock(cursor: CursorWrapper, key: str, free: int, now: datetime) -> list[
         " VALUES (%s, %s, %s, %s, %s, %s)",
         [(job_id, alias, queue, priority, key, _stored(now)) for priority, _, job_id, alias, queue, _ in rows],
     )
-    expires_at = now + timedelta(seconds=max(row[5] or 0.0 for row in rows))
+    expires_at = now + max(lasting(row[5]) for row in rows)
     cursor.execute(
         "UPDATE dj_queue_semaphores SET value = value - %s, expires_at = max(expires_at, %s) WHERE key = %s",
         [len(rows), _stored(expires_at), key],
@@ -330,12 +359,39 @@ def _unblock(cursor: CursorWrapper, key: str, free: int, now: datetime) -> list[
     return [UUID(row[2]) for row in rows]
 
 
+_READ = ", ".join(
+    f"CAST(job.{name} AS BLOB)"
+    for name in (
+        "id", "task_path", "queue_name", "priority", "payload", "scheduled_at", "created_at", "started_at",
+        "concurrency_key",
+    )
+)  # fmt: skip
+
+# The names of earlier attempts with room for one more, whatever is stored there: one entry says how many are left out.
+_ENTRY = f"json_extract(worker_ids, '$[{FIRST_WORKERS}]')"
+_WORKERS = (
+    "CASE WHEN worker_ids IS NULL OR NOT json_valid(worker_ids) THEN '[]'"
+    " WHEN json_type(worker_ids) <> 'array' THEN '[]'"
+    f" WHEN json_array_length(worker_ids) < {MOST_WORKERS} THEN worker_ids"
+    f" ELSE json_remove(json_set(worker_ids, '$[{FIRST_WORKERS}]', '[... ' || (1 + CASE"
+    f" WHEN {_ENTRY} GLOB '[[]... [0-9]* left out ...]' THEN CAST(substr({_ENTRY}, 6, 15) AS INTEGER) ELSE 1 END)"
+    f" || ' left out ...]'), '$[{FIRST_WORKERS + 1}]') END"
+)
+
+
 def _claim(row: Sequence[Any], now: datetime) -> Claim:
-    claim_id, job_id, path, queue, priority, payload, scheduled, created, started, workers, errors, key = row
-    return Claim(
-        claim_id, UUID(job_id), path, queue, priority, payload,
-        _read(scheduled), _read(created) or now, _read(started), workers, errors, key, now,
-    )  # fmt: skip
+    claim_id, job_id = row[:2]
+    try:
+        text: list[Any] = [None if value is None else value.decode() for value in row[1:]]
+        job_id, path, queue, priority, payload, scheduled, created, started, key = text
+        return Claim(
+            claim_id, UUID(job_id), path, queue, int(priority), payload,
+            _read(scheduled), _read(created) or now, _read(started), key, now,
+        )  # fmt: skip
+    except Exception as error:  # written by something else: it must not keep the others from being read
+        if isinstance(job_id, bytes):
+            job_id = job_id.decode(errors="replace")
+        return flawed(claim_id, now, error, job_id=job_id)
 
 
 def _stored(time: datetime) -> str:
@@ -349,7 +405,8 @@ def _read(value: str | datetime | None) -> datetime | None:
     if value is None:
         return None
     time = parse_datetime(value) if isinstance(value, str) else value
-    assert time is not None
+    if time is None:
+        raise ValueError(f"{value[:80]!r} is no time" if isinstance(value, str) else "no time")
     return timezone.make_aware(time, _zone()) if settings.USE_TZ and timezone.is_naive(time) else time
 
 

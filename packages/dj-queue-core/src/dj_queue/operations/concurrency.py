@@ -23,10 +23,17 @@ from dj_queue import events, key_format
 from dj_queue.annotations import AnyTask
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, UnblockedJob
+from dj_queue.dialects.base import lasting
 from dj_queue.exceptions import ArgumentsError, EnqueueError
 from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
 from dj_queue.operations import transactions
 from dj_queue.serialization import describe, storable
+
+# What `dispatch` reads of a job.
+DECIDING = (
+    "queue_name", "priority", "backend_alias",
+    "concurrency_key", "concurrency_limit", "concurrency_duration", "on_conflict",
+)  # fmt: skip
 
 BLOCK = "block"
 DISCARD = "discard"
@@ -306,4 +313,4 @@ def _limit(job: Job) -> int:
 
 
 def _duration(config: BackendConfig, job: Job) -> float:
-    return job.concurrency_duration or config.default_concurrency_duration
+    return lasting(job.concurrency_duration).total_seconds() or config.default_concurrency_duration

@@ -10,78 +10,51 @@ import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from contextvars import copy_context
-from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from inspect import iscoroutinefunction
-from typing import Any, NamedTuple
 
 from asgiref.sync import async_to_sync
-from django.db import DatabaseError, IntegrityError, connections
-from django.db.backends.utils import CursorWrapper
+from django.db import DatabaseError, IntegrityError
 from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
 
 from dj_queue import callouts, events
 from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
-from dj_queue.exceptions import NotJSONError, NotUTF8Error
+from dj_queue.dialects import Claim, Outcome, Selector, dialect_for
+from dj_queue.exceptions import NotJSONError, NotUTF8Error, UnreadableJobError
 from dj_queue.models import ClaimedExecution
-from dj_queue.operations import concurrency, deletion, results, retention, transactions
+from dj_queue.operations import attempts, concurrency, deletion, obstacles, recording, results, retention, transactions
+from dj_queue.operations.recording import Claiming, Job, Recorded
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """A claimed job in the hands of a worker."""
-
-    claim: Claim
-    received: float  # the worker's monotonic clock when the claim came back
-    started_at: datetime | None = None  # None until its task is about to be called
-    outcome: Outcome | None = None
-    result: AnyTaskResult | None = None
-    value: Any = None
-    exception: BaseException | None = None
-    seconds: float = field(default=0.0)
-
-
-class Claiming(NamedTuple):
-    """A claim to be made."""
-
-    config: BackendConfig
-    selectors: Sequence[Selector]
-    limit: int
-    process_id: int | None
-
-    def write(self, dialect: Dialect, cursor: CursorWrapper) -> list[Claim]:
-        return dialect.claim(
-            cursor,
-            alias=self.config.alias,
-            selectors=self.selectors,
-            limit=self.limit,
-            process_id=self.process_id,
-            skip_locked=self.config.use_skip_locked,
-        )
-
-
-class Recorded(NamedTuple):
-    """What a finish changed."""
-
-    finished_at: datetime
-    kept: set[int]  # the claims that were still ours
-    unblocked: list[tuple[str, str]]  # (job id, concurrency key)
-    claims: Sequence[Claim] = ()  # made in the same transaction
+__all__ = [
+    "Claiming",
+    "Job",
+    "announce",
+    "claim",
+    "finish",
+    "finish_and_claim",
+    "reclaimed",
+    "release",
+    "release_strays",
+    "run",
+]
 
 
 def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None) -> list[Job]:
     """Claim up to `limit` ready jobs, in the order in which they should start."""
     if not transactions.look(config.database_alias, lambda dialect, cursor: dialect.any_ready(cursor, config.alias)):
         return []
-    claims = transactions.run(
-        config.database_alias, Claiming(config, selectors, limit, process_id).write, one_statement=True
-    )
-    return _claimed(claims)
+    write = Claiming(config, selectors, limit, process_id).write
+    try:
+        claims = transactions.run(config.database_alias, write, one_statement=True)
+    except IntegrityError as refusal:
+        if not obstacles.can_be_treated(config, refusal) or not obstacles.drop_ready_doubles(config):
+            raise
+        claims = transactions.run(config.database_alias, write, one_statement=True)
+    return _claimed(config, claims)
 
 
 def reclaimed(row: ClaimedExecution) -> Job:
@@ -97,12 +70,11 @@ def reclaimed(row: ClaimedExecution) -> Job:
         scheduled_at=job.scheduled_at,
         created_at=job.created_at,
         started_at=job.started_at,
-        worker_ids=dump(job.worker_ids) if job.worker_ids else None,
-        errors=dump(job.errors) if job.errors else None,
         concurrency_key=job.concurrency_key,
         claimed_at=row.created_at,
     )
-    return Job(claim, time.monotonic())
+    past = attempts.Past(attempts.workers(job.worker_ids), attempts.pairs(job.errors))
+    return Job(claim, time.monotonic(), past=past)
 
 
 def run(job: Job, config: BackendConfig, *, worker: str) -> None:
@@ -111,8 +83,9 @@ def run(job: Job, config: BackendConfig, *, worker: str) -> None:
     Call it in a context of its own: what the task sets there is not for the next job.
     """
     began = time.monotonic()
-    # The database's clock, carried on by ours: comparable with every other time of the job.
-    started_at = job.claim.claimed_at + timedelta(seconds=began - job.received)
+    # The claim's own time: what another process reads of a running job is what the task itself is told.
+    started_at = job.claim.claimed_at
+    job.waited = _waited(job.claim, started_at + timedelta(seconds=began - job.received))
     value: str | None = None
     error: ErrorRecord | None = None
     job.started_at = started_at
@@ -138,8 +111,8 @@ def finish(
 ) -> list[Job]:
     """Record what became of these jobs, and return those that were still ours.
 
-    `on_unblocked` is called if that made blocked jobs ready. Raises the database's error when that is away:
-    nothing was recorded, call again.
+    `on_unblocked` is called if that made blocked jobs ready. Jobs that the database refused to record for now
+    are not `settled`. Raises the database's error when that is away: nothing was recorded, call again.
     """
     return finish_and_claim(config, jobs, None, worker=worker, on_unblocked=on_unblocked)[0]
 
@@ -152,33 +125,30 @@ def finish_and_claim(
     worker: str,
     on_unblocked: Callable[[], None] = lambda: None,
     waits_again: bool = True,
+    last: bool = False,
 ) -> tuple[list[Job], list[Job]]:
     """`finish`, and where that takes a transaction and makes blocked jobs ready, claim in the same one.
 
     A commit may cost more than all statements before it, and a job that others wait for has two otherwise.
     Return the jobs that were still ours, and those that were claimed. Without `waits_again`, a lock that was waited
-    for in vain is the caller's to think about: `held_keys` says whose.
+    for in vain is the caller's to think about: `held_keys` says whose. Jobs that are not `settled` afterwards were
+    refused, and are to be tried again from their `retry_at` on; with `last`, as little as possible is left so.
     """
-    try:
-        recorded = _record(config, jobs, worker, claiming, waits_again=waits_again)
-    except DatabaseError as refusal:
-        if dialect_for(config.database_alias).is_away(refusal):
-            raise
-        if len(jobs) > 1:
-            # One outcome that the database cannot store must not hold up the others.
-            singly = [finish(config, [each], worker=worker, on_unblocked=on_unblocked) for each in jobs]
-            return [job for each in singly for job in each], []
-        recorded = _record_kept(config, jobs[0], worker, refusal) or _record_refused(config, jobs[0], worker, refusal)
-    ours = [job for job in jobs if job.claim.id in recorded.kept]
-    for job in ours:
-        _settle(job, recorded.finished_at)
-    _drop(config, ours)
-    failed = any(job.outcome is not None and job.outcome.error for job in ours)
-    if failed or events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
-        _tell(config, jobs, recorded)
-    if recorded.unblocked:
-        on_unblocked()
-    return ours, _claimed(recorded.claims)
+    ours: list[Job] = []
+    claimed: list[Job] = []
+    for recorded in recording.record(config, jobs, claiming, worker=worker, waits_again=waits_again, last=last):
+        mine = [job for job in recorded.jobs if job.claim.id in recorded.kept]
+        for job in mine:
+            _settle(job, recorded.finished_at)
+        _drop(config, mine)
+        failed = any(job.outcome is not None and job.outcome.error for job in mine)
+        if failed or events.heard("job.executed", "job.failed", "job.claim_lost", "job.unblocked"):
+            _tell(config, recorded)
+        if recorded.unblocked:
+            on_unblocked()
+        ours += mine
+        claimed += _claimed(config, recorded.claims)
+    return ours, claimed
 
 
 def announce(jobs: Sequence[Job]) -> None:
@@ -189,23 +159,35 @@ def announce(jobs: Sequence[Job]) -> None:
 
 
 def release(config: BackendConfig, jobs: Sequence[Job]) -> int:
-    """Give back claims that were not started; return how many were still ours."""
-    return _give_back(config, [job.claim.id for job in jobs]) if jobs else 0
+    """Give back claims that were not started; return how many were still ours.
+
+    One that the database refuses holds up no other: what is given back is `settled`, and then the refusal is raised.
+    """
+    by_id = {job.claim.id: job for job in jobs}
+    refused: dict[int, Exception] = {}
+    try:
+        return _give_back(config, list(by_id), refused, lambda claim_id: setattr(by_id[claim_id], "settled", True))
+    finally:
+        for claim_id, refusal in refused.items():
+            by_id[claim_id].refusals += 1
+            by_id[claim_id].refusal = refusal
 
 
 def release_strays(config: BackendConfig, process_id: int, *, known: Container[int]) -> int:
     """Give back what this process has claimed without knowing it; return how many."""
     rows = ClaimedExecution.objects.using(config.database_alias).filter(process_id=process_id)
     strays = [claim_id for claim_id in rows.values_list("pk", flat=True) if claim_id not in known]
-    return _give_back(config, strays) if strays else 0
+    return _give_back(config, strays, {}, lambda _: None)
 
 
 # ---- run --------------------------------------------------------------------------------------------
 
 
 def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) -> str | None:
-    result = job.result = results.claimed(job.claim, config.alias)
+    result = job.result = results.claimed(job.claim, config.alias, job.past)
     results.start(result, started_at, worker)
+    if flaw := job.claim.flaw or results.payload_of(job.claim.payload).flaw:
+        raise UnreadableJobError(f"the stored job cannot be read: {flaw}. Correct its row and retry it, or discard it.")
     task = result.task
     results.send("task_started", result)
     args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
@@ -239,12 +221,14 @@ def _announce(result: AnyTaskResult, exception: BaseException | None) -> None:
 # ---- claim ------------------------------------------------------------------------------------------
 
 
-def _claimed(claims: Sequence[Claim]) -> list[Job]:
+def _claimed(config: BackendConfig, claims: Sequence[Claim]) -> list[Job]:
     received = time.monotonic()
     if claims and events.heard("job.claimed"):
         for each in claims:
             events.emit("job.claimed", job_id=str(each.job_id), queue_name=each.queue_name, priority=each.priority)
-    return [Job(each, received) for each in claims]
+    # Of those that were tried before, and only of them.
+    past = attempts.past(config, [each.job_id for each in claims if each.started_at is not None])
+    return [Job(each, received, past=past.get(each.job_id)) for each in claims]
 
 
 # ---- finish -----------------------------------------------------------------------------------------
@@ -257,53 +241,6 @@ def held_keys(config: BackendConfig, jobs: Sequence[Job]) -> set[str]:
         return keys
     # Where no semaphore is held, it is perhaps a job that is blocked on one.
     return transactions.run(config.database_alias, partial(concurrency.find_held, config, keys)) or keys
-
-
-def _record(
-    config: BackendConfig,
-    jobs: Sequence[Job],
-    worker: str,
-    claiming: Claiming | None = None,
-    *,
-    waits_again: bool = True,
-) -> Recorded:
-    outcomes = [job.outcome for job in jobs if job.outcome is not None]
-    keys = {job.claim.id: job.claim.concurrency_key for job in jobs if job.claim.concurrency_key}
-
-    def write(dialect: Dialect, cursor: CursorWrapper) -> Recorded:
-        preserve = not deletion.deletes_when_finished(config)
-        if not keys:
-            return Recorded(*dialect.finish(cursor, outcomes, worker=worker, preserve=preserve), [])
-        finished_at, kept, unblocked = dialect.finish_limited(
-            cursor, outcomes, keys, worker=worker, preserve=preserve, notify=config.listen_notify
-        )
-        claims = claiming.write(dialect, cursor) if claiming and unblocked and not dialect.one_statement else ()
-        return Recorded(finished_at, kept, [(str(job.job_id), job.key) for job in unblocked], claims)
-
-    # A slot is freed in the transaction that finishes its job: neither can happen without the other.
-    connection = connections[config.database_alias]
-    at_once = not keys or dialect_for(config.database_alias).finishes_at_once(connection)
-    return transactions.run(config.database_alias, write, one_statement=at_once, waits_again=waits_again)
-
-
-def _record_kept(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded | None:
-    """Record without deleting the job, where only a row of which Django does not know keeps that."""
-    if config.preserve_finished_jobs or not isinstance(refusal, IntegrityError):
-        return None
-    try:
-        recorded = _record(replace(config, preserve_finished_jobs=True), [job], worker)
-    except IntegrityError:
-        return None
-    deletion.log_kept({job.claim.job_id: deletion.why(refusal)})
-    return recorded
-
-
-def _record_refused(config: BackendConfig, job: Job, worker: str, refusal: DatabaseError) -> Recorded:
-    """Record as failed what the database would not store."""
-    assert job.outcome is not None
-    job.exception = refusal
-    job.outcome = job.outcome._replace(return_value=None, error=describe(refusal))
-    return _record(config, [job], worker)
 
 
 def _drop(config: BackendConfig, jobs: Sequence[Job]) -> None:
@@ -332,8 +269,8 @@ def _settle(job: Job, finished_at: datetime) -> None:
         )
 
 
-def _tell(config: BackendConfig, jobs: Sequence[Job], recorded: Recorded) -> None:
-    for job in jobs:
+def _tell(config: BackendConfig, recorded: Recorded) -> None:
+    for job in recorded.jobs:
         job_id = str(job.claim.job_id)
         if job.claim.id not in recorded.kept or job.outcome is None:
             events.emit("job.claim_lost", job_id=job_id)
@@ -343,7 +280,7 @@ def _tell(config: BackendConfig, jobs: Sequence[Job], recorded: Recorded) -> Non
             "queue_name": job.claim.queue_name,
             "task_path": job.claim.task_path,
             "seconds": job.seconds,
-            "waited_seconds": _waited(job.claim, job.outcome.started_at),
+            "waited_seconds": job.waited,
         }
         error = job.outcome.error
         if error:
@@ -366,9 +303,32 @@ def _waited(claim: Claim, started_at: datetime) -> float | None:
 # ---- release ----------------------------------------------------------------------------------------
 
 
-def _give_back(config: BackendConfig, claim_ids: Sequence[int]) -> int:
-    return transactions.run(
-        config.database_alias,
-        lambda dialect, cursor: dialect.release(cursor, claim_ids, alias=config.alias, notify=config.listen_notify),
-        one_statement=True,
-    )
+def _give_back(
+    config: BackendConfig, claim_ids: Sequence[int], refused: dict[int, Exception], on_settled: Callable[[int], None]
+) -> int:
+    """Give back all that the database accepts; then raise what it refused, if anything."""
+    count = 0
+    batches = [claim_ids] if claim_ids else []
+    while batches:
+        some = batches.pop(0)
+        try:
+            count += transactions.run(
+                config.database_alias,
+                lambda dialect, cursor, some=some: dialect.release(  # type: ignore[misc]
+                    cursor, some, alias=config.alias, notify=config.listen_notify
+                ),
+                one_statement=True,
+            )
+        except Exception as refusal:
+            if recording.is_away(config, refusal):
+                raise
+            if len(some) > 1:
+                batches += [some[: len(some) // 2], some[len(some) // 2 :]]
+            else:
+                refused[some[0]] = refusal
+            continue
+        for claim_id in some:
+            on_settled(claim_id)
+    for first in refused.values():
+        raise first
+    return count

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from django.conf import settings
-from django.db import DatabaseError
+from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
@@ -28,7 +28,7 @@ from dj_queue.exceptions import (
 )
 from dj_queue.identifiers import uuid7
 from dj_queue.models import ClaimedExecution, Job, Process, ScheduledExecution
-from dj_queue.operations import concurrency, execution, results, transactions
+from dj_queue.operations import concurrency, execution, obstacles, results, transactions
 from dj_queue.operations.stored import (
     discard_blocked_jobs,
     discard_failed_job,
@@ -178,6 +178,22 @@ def promote(config: BackendConfig, *, limit: int, held: concurrency.HeldKeys | N
     using = config.database_alias
     if not transactions.look(using, lambda dialect, cursor: dialect.any_due(cursor, config.alias)):
         return 0
+    try:
+        return _promote(config, limit, held)
+    except Error as refusal:
+        if not obstacles.can_be_treated(config, refusal):
+            raise
+        if limit > 1:
+            half = limit // 2
+            return promote(config, limit=half, held=held) + promote(config, limit=limit - half, held=held)
+        # One job must not hold up those behind it.
+        if not obstacles.set_first_due_aside(config, refusal):
+            raise
+        return 1
+
+
+def _promote(config: BackendConfig, limit: int, held: concurrency.HeldKeys | None) -> int:
+    using = config.database_alias
     if held is None:
         return transactions.run(using, _Promotion(config, limit, set()))
     for _ in range(_MOST_LOOKS):
@@ -208,7 +224,8 @@ class _Promotion:
             except_keys=self._but,
         )
         if limited:
-            found = Job.objects.using(config.database_alias).in_bulk(limited)
+            # Only what decides: a payload or a date that cannot be read fails its job when that starts.
+            found = Job.objects.using(config.database_alias).only(*concurrency.DECIDING).in_bulk(limited)
             jobs = [found[job_id] for job_id in limited if job_id in found]
             self.keys = {job.concurrency_key for job in jobs if job.concurrency_key}
             concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
@@ -271,6 +288,8 @@ def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -
         transactions.tell_left_open(f"Job {job.claim.job_id} ({job.claim.task_path})", left)
     recorded = execution.finish(config, [job], worker=worker)
     Context().run(execution.announce, recorded)
+    if job.refusal is not None and (job.given_up or not job.settled):
+        raise job.refusal
     return Job.objects.using(using).get(pk=row.job.id) if config.preserve_finished_jobs else row.job
 
 

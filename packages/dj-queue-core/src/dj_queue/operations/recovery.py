@@ -24,7 +24,7 @@ from dj_queue.dialects import Dialect, Outcome, dialect_for, elapsed
 from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process, ReadyExecution
-from dj_queue.operations import concurrency, processes, results, transactions
+from dj_queue.operations import attempts, concurrency, processes, results, transactions
 from dj_queue.serialization import ErrorRecord
 from dj_queue.thread_errors import report
 
@@ -227,6 +227,7 @@ def _settle(
         ClaimedExecution.objects.using(config.database_alias)
         .filter(condition, job__backend_alias=config.alias)
         .select_related("job", "process")
+        .only("created_at", "position", "process__name", *(f"job__{name}" for name in concurrency.DECIDING))
         .order_by("pk")
     )
     recovered = Recovered()
@@ -254,12 +255,15 @@ def _put_back(config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, cu
     """Make jobs ready that were just recorded as failed: each at its old place, with the slot that it has."""
     using = config.database_alias
     rows = FailedExecution.objects.using(using).filter(job_id__in=[claim.job.id for claim in cut])
-    errors = {job_id: error for job_id, *error in rows.values_list("job_id", "exception_class", "traceback")}
-    cut = [claim for claim in cut if claim.job.id in errors]  # a job may have been deleted meanwhile
+    failed = {job_id: error for job_id, *error in rows.values_list("job_id", "exception_class", "traceback")}
+    cut = [claim for claim in cut if claim.job.id in failed]  # a job may have been deleted meanwhile
+    past = attempts.past(config, [claim.job.id for claim in cut])
     for claim in cut:
-        claim.job.errors = [*(claim.job.errors or []), errors[claim.job.id]]
+        earlier = past.get(claim.job.id) or attempts.Past([], [])
+        claim.job.errors = attempts.with_error(earlier.errors, *failed[claim.job.id])
+        claim.job.worker_ids = attempts.bounded_workers(earlier.worker_ids)
     rows.delete()
-    Job.objects.using(using).bulk_update([claim.job for claim in cut], ["errors"])
+    Job.objects.using(using).bulk_update([claim.job for claim in cut], ["errors", "worker_ids"])
     ReadyExecution.objects.using(using).bulk_create(
         ReadyExecution(
             id=claim.position,

@@ -2,22 +2,26 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache, lru_cache
-from types import FunctionType
-from typing import Any
+from types import FunctionType, SimpleNamespace
+from typing import Any, NamedTuple
 from uuid import UUID
 
+from django.db import Error
 from django.tasks import Task, TaskResult, TaskResultStatus, signals
 from django.tasks.base import TaskError
 from django.tasks.exceptions import TaskResultDoesNotExist
+from django.utils.json import normalize_json
 from django.utils.module_loading import import_string
 
 from dj_queue import callouts
 from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BACKEND_PATH, BackendConfig
-from dj_queue.dialects import Claim
+from dj_queue.dialects import Claim, dialect_for
 from dj_queue.exceptions import TaskPathError
+from dj_queue.operations import attempts
 from dj_queue.serialization import describe
 
 logger = logging.getLogger("dj_queue")
@@ -25,38 +29,116 @@ logger = logging.getLogger("dj_queue")
 
 def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
     """Read a result. Raises `TaskResultDoesNotExist` for every id this alias does not have."""
-    from dj_queue.models import Job
 
     try:
         job_id = UUID(str(result_id))
     except ValueError as error:
         raise TaskResultDoesNotExist(result_id) from error
-    related = ("claimed_execution__process", "failed_execution")
-    jobs = Job.objects.using(config.database_alias).select_related(*related)
-    job = jobs.filter(pk=job_id, backend_alias=config.alias).first()
-    if job is None:
+    stored = _stored(config, job_id)
+    if stored is None:
         raise TaskResultDoesNotExist(result_id)
+    job, claim, failure = stored
+    args, kwargs, _ = shaped(job.payload)
     result = new(
         stored_task(job.task_path, job.queue_name, job.priority, job.scheduled_at, job.backend_alias),
-        job.id,
-        job.payload.get("args", []),
-        job.payload.get("kwargs", {}),
+        job_id,
+        args,
+        kwargs,
         enqueued_at=job.created_at,
         started_at=job.started_at,
         last_attempted_at=job.last_attempted_at,
-        worker_ids=list(job.worker_ids or []),
-        errors=[TaskError(exception_class_path=path, traceback=text) for path, text in job.errors or []],
+        worker_ids=attempts.workers(job.worker_ids),
+        errors=task_errors(attempts.pairs(job.errors)),
     )
-    claim = getattr(job, "claimed_execution", None)
-    failure = getattr(job, "failed_execution", None)
     if job.finished_at is not None:
         succeed(result, job.finished_at, job.return_value)
     elif failure is not None:
-        path, text = failure.exception_class, failure.traceback
-        fail(result, failure.created_at, TaskError(exception_class_path=path, traceback=text))
+        failed_at, path, text = failure
+        fail(result, failed_at, TaskError(exception_class_path=path, traceback=text))
     elif claim is not None:
-        start(result, claim.created_at, claim.process.name if claim.process else "")
+        start(result, *claim)
     return result
+
+
+class Payload(NamedTuple):
+    args: list[Any]
+    kwargs: dict[str, Any]
+    flaw: str | None = None
+
+
+def payload_of(text: str) -> Payload:
+    """The arguments of a stored job; empty, and what is wrong with them, if they cannot be read."""
+    try:
+        return shaped(json.loads(text))
+    except (ValueError, TypeError, RecursionError) as error:
+        return Payload([], {}, f"its payload is no JSON ({type(error).__name__}: {error})")
+
+
+def shaped(payload: Any) -> Payload:
+    if not isinstance(payload, dict):
+        return Payload([], {}, f"its payload is {_kind(payload)}, and not an object of args and kwargs")
+    args, kwargs = payload.get("args", []), payload.get("kwargs", {})
+    if not isinstance(args, list) or not isinstance(kwargs, dict):
+        return Payload([], {}, f"args is {_kind(args)} and kwargs is {_kind(kwargs)} in its payload")
+    try:
+        normalize_json([args, kwargs])
+    except RecursionError:
+        return Payload([], {}, "its payload is nested too deep")
+    return Payload(args, kwargs)
+
+
+def task_errors(pairs: Sequence[attempts.Pair]) -> list[TaskError]:
+    return [TaskError(exception_class_path=path, traceback=text) for path, text in pairs]
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _stored(config: BackendConfig, job_id: UUID) -> tuple[Any, Any, Any] | None:
+    """A job, and (since, worker) of its claim, and (time, class, traceback) of its failure."""
+    from dj_queue.models import Job
+
+    related = ("claimed_execution__process", "failed_execution")
+    rows = Job.objects.using(config.database_alias).filter(pk=job_id, backend_alias=config.alias)
+    try:
+        job = rows.select_related(*related).first()
+    except Exception as error:  # a value of the row: whatever the driver, or JSON, makes of it
+        if isinstance(error, Error) and dialect_for(config.database_alias).is_away(error):
+            raise
+        return _field_by_field(rows)
+    if job is None:
+        return None
+    claim = getattr(job, "claimed_execution", None)
+    failure = getattr(job, "failed_execution", None)
+    return (
+        job,
+        claim and (claim.created_at, claim.process.name if claim.process else ""),
+        failure and (failure.created_at, failure.exception_class, failure.traceback),
+    )
+
+
+def _field_by_field(rows: Any) -> tuple[Any, Any, Any] | None:
+    """What of a row can be read; None for the rest."""
+    if not rows.exists():
+        return None
+
+    def read(name: str) -> Any:
+        try:
+            return rows.values_list(name, flat=True).first()
+        except Exception:  # that is the one
+            return None
+
+    job = SimpleNamespace(**{field.attname: read(field.attname) for field in rows.model._meta.concrete_fields})
+    job.task_path, job.queue_name = job.task_path or "", job.queue_name or ""
+    job.priority, job.backend_alias = job.priority or 0, job.backend_alias or ""
+    claim, failure = None, None
+    if read("claimed_execution__pk") is not None:
+        claim = (read("claimed_execution__created_at"), read("claimed_execution__process__name") or "")
+    if read("failed_execution__pk") is not None:
+        texts = (read(f"failed_execution__{name}") or "" for name in ("exception_class", "traceback"))
+        failure = (read("failed_execution__created_at"), *texts)
+    return job, claim, failure
 
 
 def new(
@@ -88,25 +170,23 @@ def new(
     )
 
 
-def claimed(claim: Claim, alias: str) -> AnyTaskResult:
+def claimed(claim: Claim, alias: str, past: attempts.Past | None) -> AnyTaskResult:
     """Return the result of a claim, not yet started. Its task raises `TaskPathError` if there is none."""
     task = stored_task(claim.task_path, claim.queue_name, claim.priority, claim.scheduled_at, alias)
-    payload = json.loads(claim.payload)
+    args, kwargs, _ = payload_of(claim.payload)
     return new(
         task,
         claim.job_id,
-        payload["args"],
-        payload["kwargs"],
+        args,
+        kwargs,
         enqueued_at=claim.created_at,
         started_at=claim.started_at,
-        worker_ids=json.loads(claim.worker_ids) if claim.worker_ids else [],
-        errors=[
-            TaskError(exception_class_path=path, traceback=text) for path, text in json.loads(claim.errors or "[]")
-        ],
+        worker_ids=list(past.worker_ids) if past else [],
+        errors=task_errors(past.errors) if past else [],
     )
 
 
-def start(result: AnyTaskResult, at: datetime, worker: str) -> None:
+def start(result: AnyTaskResult, at: datetime | None, worker: str) -> None:
     _set(
         result,
         status=TaskResultStatus.RUNNING,
@@ -120,7 +200,7 @@ def succeed(result: AnyTaskResult, at: datetime, value: Any) -> None:
     _set(result, status=TaskResultStatus.SUCCESSFUL, finished_at=at, _return_value=value)
 
 
-def fail(result: AnyTaskResult, at: datetime, error: TaskError) -> None:
+def fail(result: AnyTaskResult, at: datetime | None, error: TaskError) -> None:
     _set(result, status=TaskResultStatus.FAILED, finished_at=at)
     result.errors.append(error)
 

@@ -17,7 +17,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect
 from dj_queue.identifiers import uuid7
 from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
-from dj_queue.operations import concurrency, deletion, retention, transactions
+from dj_queue.operations import attempts, concurrency, deletion, retention, transactions
 
 type JobId = UUID | str
 
@@ -40,7 +40,7 @@ def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
     config = backend_config(backend_alias)
 
     def retry(dialect: Dialect, cursor: CursorWrapper) -> Job:
-        failed = _locked(config, FailedExecution).select_related("job").get(job_id=known_id(job_id))
+        failed = _with_jobs(_locked(config, FailedExecution)).get(job_id=known_id(job_id))
         return _retry(config, dialect, cursor, [failed])[0]
 
     return _tell_retried([transactions.run(config.database_alias, retry)])[0]
@@ -156,15 +156,19 @@ def _retry(
     config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, failed: Sequence[FailedExecution]
 ) -> list[Job]:
     using = config.database_alias
+    # Not of the rows themselves: what of them cannot be read keeps no job from being tried again.
+    past = attempts.past(config, [row.job_id for row in failed])
     jobs = []
     for row in failed:
         job = row.job
-        job.errors = [*(job.errors or []), [row.exception_class, row.traceback]]
+        earlier = past.get(job.pk) or attempts.Past([], [])
+        job.errors = attempts.with_error(earlier.errors, row.exception_class, row.traceback)
+        job.worker_ids = attempts.bounded_workers(earlier.worker_ids)
         job.return_value = job.finished_at = None
         jobs.append(job)
     FailedExecution.objects.using(using).filter(pk__in=[row.pk for row in failed]).delete()
     Job.objects.using(using).filter(pk__in=[job.pk for job in jobs]).update(return_value=None, finished_at=None)
-    Job.objects.using(using).bulk_update(jobs, ["errors"])
+    Job.objects.using(using).bulk_update(jobs, ["errors", "worker_ids"])
     concurrency.dispatch(config, dialect, cursor, jobs, dialect.now(cursor))
     return jobs
 
@@ -173,7 +177,7 @@ def _retry_in_order(
     config: BackendConfig, job_ids: Sequence[UUID], dialect: Dialect, cursor: CursorWrapper
 ) -> list[Job]:
     place = {job_id: n for n, job_id in enumerate(job_ids)}
-    rows = list(_locked(config, FailedExecution).select_related("job").filter(job_id__in=job_ids).order_by("pk"))
+    rows = list(_with_jobs(_locked(config, FailedExecution)).filter(job_id__in=job_ids).order_by("pk"))
     rows.sort(key=lambda row: place[row.job_id])
     return _retry(config, dialect, cursor, rows) if rows else []
 
@@ -290,8 +294,14 @@ def _treat[T](
     cursor: CursorWrapper,
 ) -> tuple[int | None, T | None]:
     rows = _locked(config, model).filter(which, pk__gt=span[0], pk__lte=span[1]).order_by("pk")
-    found[:] = (rows.select_related(related) if related else rows)[:batch_size]
+    found[:] = (_with_jobs(rows) if related else rows)[:batch_size]
     return (found[-1].pk, work(dialect, cursor, found)) if found else (None, None)
+
+
+def _with_jobs(rows: QuerySet[Any]) -> QuerySet[Any]:
+    """With the jobs, as far as a retry needs them: a payload or a time that cannot be read is none of its business."""
+    names = ("exception_class", "traceback", *(f"job__{name}" for name in concurrency.DECIDING))
+    return rows.select_related("job").only("job_id", "backend_alias", *names)
 
 
 def _locked(config: BackendConfig, model: type[Model]) -> QuerySet[Any]:

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 from dj_queue.config import BackendConfig, DispatcherConfig
 from dj_queue.models import Process
 from dj_queue.operations import concurrency, jobs, maintenance
 from dj_queue.runtime.board import Board
+from dj_queue.runtime.part import Part
 from dj_queue.runtime.process import Runner
 
 
@@ -27,6 +29,8 @@ class Dispatcher(Runner):
         self._maintain_at = 0.0  # at start, and then at every interval
         self._upkeep: Iterator[int] | None = None
         self._held = concurrency.HeldKeys(config)
+        self._upkeeps = Part(config, "dispatcher.upkeep")
+        self._promotes = Part(config, "dispatcher.promote")
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -38,8 +42,9 @@ class Dispatcher(Runner):
         }
 
     def step(self) -> float:
-        maintaining = self._maintain()
-        promoted = jobs.promote(self.config, limit=self.options.batch_size, held=self._held)
+        maintaining = self._upkeeps(self._maintain, False)
+        promote = partial(jobs.promote, self.config, limit=self.options.batch_size, held=self._held)
+        promoted = self._promotes(promote, 0)
         # A full batch means that more may be due.
         return 0.0 if maintaining or promoted == self.options.batch_size else self.options.polling_interval
 

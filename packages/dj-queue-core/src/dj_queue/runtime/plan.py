@@ -12,7 +12,8 @@ from dj_queue.config import BackendConfig
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.dispatcher import Dispatcher
-from dj_queue.runtime.process import End, Runner, backoff
+from dj_queue.runtime.part import backoff
+from dj_queue.runtime.process import End, Runner
 from dj_queue.runtime.scheduler import Scheduler
 from dj_queue.runtime.worker import Worker
 

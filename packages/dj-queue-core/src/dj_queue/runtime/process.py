@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -26,15 +25,13 @@ from dj_queue.runtime import session
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
+from dj_queue.runtime.part import Part, backoff
 from dj_queue.runtime.wakeup import Wakeup
 
 logger = logging.getLogger("dj_queue")
 
 DATABASE_AWAY = (OperationalError, InterfaceError)
 
-# Seconds between attempts while the database is away: doubled each time, with jitter.
-_FIRST_RETRY = 0.1
-_LONGEST_RETRY = 10.0
 # Seconds within which a child notices that its supervisor is gone, however rarely it looks for work.
 _LOOK_AFTER_PARENT = 2.0
 
@@ -109,6 +106,8 @@ class Runner(ABC):
         self._hurried = False
         self._failures = 0
         self._heart: Heartbeat | None = None
+        self._context = f"{self.kind.lower()}.run"
+        self._whole = Part(config, self._context)
 
     @property
     @abstractmethod
@@ -197,15 +196,18 @@ class Runner(ABC):
         return dialect_for(self.config.database_alias)
 
     def attempt(self, call: Callable[[], float]) -> float:
-        """Do one piece of work on the database; if it is away, say so once and return when to try again."""
+        """Do one piece of work on the database; return when to go on.
+
+        If the database is away, that is said once; what it refuses is told of as an error of the runner's.
+        """
         try:
             self._connect()
             if self._heart is not None:
                 self._heart.stand_in()
-            wait = call()
+            # What is done at the end has no later time.
+            whole = Part(self.config, self._context) if self.stopping else self._whole
+            wait = whole(call, whole.wait)
         except Error as error:
-            if not self.dialect.is_away(error):
-                raise
             return self.away(error)
         if self._failures:
             logger.warning("dj_queue %s: the database is back", self.name)
@@ -281,9 +283,3 @@ class Runner(ABC):
 
     def _orphaned(self) -> bool:
         return self.parent is not None and os.getppid() != self.parent
-
-
-def backoff(failures: int) -> float:
-    """How many seconds to wait after so many failures in a row."""
-    longest = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 10))
-    return random.uniform(longest / 2, longest)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 from django.db import Error
@@ -16,6 +17,7 @@ from dj_queue.models import Process, RecurringTask
 from dj_queue.operations import recurring, retention, schedulers
 from dj_queue.operations.schedule import aware, latest_tick, next_tick
 from dj_queue.runtime.board import Board
+from dj_queue.runtime.part import Part
 from dj_queue.runtime.process import Runner
 from dj_queue.thread_errors import report
 
@@ -65,6 +67,9 @@ class Scheduler(Runner):
         self._clean_at = 0.0
         keep = config.finished_kept_for
         self._finished = None if keep is None else retention.Retention(config, keep)
+        self._fires = Part(config, "scheduler.run")
+        # What the database refuses to delete of one kind holds up no other.
+        self._cleanings = [(Part(config, "scheduler.clean"), delete) for delete in self._cleaning()]
 
     @property
     def metadata(self) -> dict[str, Any]:
@@ -77,6 +82,14 @@ class Scheduler(Runner):
         }
 
     def step(self) -> float:
+        now = self._fires(self._fire_all, None)
+        if time.monotonic() >= self._clean_at:
+            more = self._clean()
+            self._clean_at = time.monotonic() + (0.0 if more else self.options.polling_interval)
+        return self._pause(now)
+
+    def _fire_all(self) -> datetime:
+        """Fire what is due; return what time it is."""
         now = recurring.now(self.config)
         if self._seen is not None and now < self._seen:
             # What was planned while the clock was ahead would wait until that time has come.
@@ -86,10 +99,7 @@ class Scheduler(Runner):
         self._next = {task.key: self._next[task.key] for task in tasks if task.key in self._next}
         for task in tasks:
             self._guard(task, now, lambda task=task: self._fire_if_due(task, now))  # type: ignore[misc]
-        if time.monotonic() >= self._clean_at:
-            more = self._clean()
-            self._clean_at = time.monotonic() + (0.0 if more else self.options.polling_interval)
-        return self._pause(now)
+        return now
 
     def _tell(self, text: str) -> None:
         """Warn once of each difference, however many polls find it."""
@@ -152,21 +162,23 @@ class Scheduler(Runner):
 
     def _clean(self) -> bool:
         """Delete one batch of each kind; return whether more is left."""
-        config = self.config
-        counts = []
-        if self._finished is not None:
-            counts.append(self._finished.delete_batch())
-        if config.clear_failed_jobs_after is not None:
-            counts.append(retention.delete_failed(config, older_than=config.clear_failed_jobs_after))
-        if config.clear_recurring_executions_after is not None:
-            counts.append(retention.delete_recurring(config, older_than=config.clear_recurring_executions_after))
-        else:
-            counts.append(retention.delete_jobless_ticks(config))
+        counts = [part(delete, 0) for part, delete in self._cleanings]
         return any(count == retention.BATCH for count in counts)
 
-    def _pause(self, now: datetime) -> float:
+    def _cleaning(self) -> Iterator[Callable[[], int]]:
+        config = self.config
+        if self._finished is not None:
+            yield self._finished.delete_batch
+        if (failed := config.clear_failed_jobs_after) is not None:
+            yield partial(retention.delete_failed, config, older_than=failed)
+        if (ticks := config.clear_recurring_executions_after) is not None:
+            yield partial(retention.delete_recurring, config, older_than=ticks)
+        else:
+            yield partial(retention.delete_jobless_ticks, config)
+
+    def _pause(self, now: datetime | None) -> float:
         pause = min(self.options.polling_interval, max(0.0, self._clean_at - time.monotonic()) or 0.05)
-        if self._next:
+        if self._next and now is not None:
             until_next = (min(known.at for known in self._next.values()) - now).total_seconds()
             pause = min(pause, max(0.0, until_next))
         return pause

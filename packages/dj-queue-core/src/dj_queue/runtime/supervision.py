@@ -28,9 +28,10 @@ from dj_queue.runtime import host, session, signals
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.announcer import Announcer
 from dj_queue.runtime.child import title
+from dj_queue.runtime.part import backoff
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
-from dj_queue.runtime.process import End, Runner, backoff
+from dj_queue.runtime.process import End, Runner
 from dj_queue.runtime.wakeup import Wakeup
 from dj_queue.thread_errors import report
 

@@ -25,6 +25,7 @@ from dj_queue.models import Process
 from dj_queue.operations import concurrency, execution
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.listener import Listener
+from dj_queue.runtime.part import Part
 from dj_queue.runtime.pool import PATIENCE, Pool
 from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
 from dj_queue.thread_errors import report
@@ -43,6 +44,10 @@ _LISTENING_BACKOFF = 10
 _LEASE_LOOK = 0.1
 # Seconds that a process lives at least whose bare size is above `recycle_above_mib`.
 _SHORTEST_LIFE = 60.0
+# Where the database refuses to record so many jobs, no more are claimed.
+_MOST_UNRECORDED = 1000
+# A claim that is refused when it is given back so often is left for its process's end.
+_MOST_RETURNS = 40
 # How much the latest job counts in the running average of durations.
 _WEIGHT = 0.05
 
@@ -78,6 +83,8 @@ class Worker(Runner):
         self._recorded = 0
         self._first_step_at: float | None = None
         self._oversized = False
+        self._claims = Part(config, "worker.claim")
+        self._returns = Part(config, "worker.release")
         self._listener = Listener(config, name)
         self._next_claim = 0.0  # on the monotonic clock
         self._idle_poll = _FIRST_POLL
@@ -111,11 +118,11 @@ class Worker(Runner):
             self._begin()
         self._listener.look_after()
         self._record(claiming=True)
-        self._release_strays()
+        self._returns(self._release_strays, None)
         if self._worn_out():
             return self._retire()
-        self._claim()
-        self._give_back_stale()
+        self._claims(self._claim, None)
+        self._returns(self._give_back_stale, None)
         return self._pause()
 
     def sleep(self, seconds: float) -> None:
@@ -145,7 +152,7 @@ class Worker(Runner):
         while (self._pool.busy or self._unrecorded) and time.monotonic() < deadline and not self.hurried:
             wait = self.attempt(self._record)
             self.wakeup.wait(min(max(wait, 0.01), deadline - time.monotonic()))
-        self.attempt(self._record)
+        self.attempt(partial(self._record, last=True))
         self._look_for_strays_at = min(self._look_for_strays_at, time.monotonic())
         self.attempt(self._give_back)
         self._pool.close()
@@ -156,7 +163,7 @@ class Worker(Runner):
 
     def catch_up(self) -> None:
         # Not by a follow-up: the threads end after what they are doing.
-        execution.announce(self._finish())
+        execution.announce(self._finish(last=True))
 
     # ---- run ----
 
@@ -197,6 +204,8 @@ class Worker(Runner):
 
     def _room(self) -> int:
         """How many jobs to claim: idle threads, and what all threads will begin within two round trips."""
+        if len(self._unrecorded) >= _MOST_UNRECORDED:
+            return 0
         ahead = 0
         if self._seconds is not None:
             begun = self.options.threads * self._round_trip / max(self._seconds, 1e-6)
@@ -221,15 +230,15 @@ class Worker(Runner):
 
     # ---- finish ----
 
-    def _record(self, *, claiming: bool = False) -> float:
-        """Write what the threads have done, in one batch, and tell of it."""
-        recorded = self._finish(claiming=claiming)
+    def _record(self, *, claiming: bool = False, last: bool = False) -> float:
+        """Write what the threads have done, in one batch, and tell of it; return when to try what was refused."""
+        recorded = self._finish(claiming=claiming, last=last)
         if recorded:
             self._pool.follow_up(partial(_announce, deque(recorded)))
         self._pool.look_after()
-        return 0.0
+        return self._until_retry() or 0.0
 
-    def _finish(self, *, claiming: bool = False) -> list[execution.Job]:
+    def _finish(self, *, claiming: bool = False, last: bool = False) -> list[execution.Job]:
         recorded: list[execution.Job] = []
         done = self._pool.collect()
         for job in done:
@@ -237,35 +246,60 @@ class Worker(Runner):
         # Kept until they are recorded: while the database is away, nothing that was done is forgotten.
         self._unrecorded += done
         # What another transaction holds the semaphore of waits its turn, and holds up nothing else.
-        but = self._held_keys.now() if self._unrecorded else set()
-        later = [job for job in self._unrecorded if job.claim.concurrency_key in but]
-        now = [job for job in self._unrecorded if job.claim.concurrency_key not in but]
-        if now:
-            began = time.monotonic()
+        but = self._held_keys.now() if self._unrecorded and not last else set()
+        began = time.monotonic()
+        due = [
+            job for job in self._unrecorded if last or (job.retry_at <= began and job.claim.concurrency_key not in but)
+        ]
+        if due:
             room = self._room() if claiming and self.lease.valid and not self._worn_out() else 0
+            finish = partial(
+                execution.finish_and_claim,
+                self.config,
+                due,
+                execution.Claiming(self.config, self._selectors, room, self.process_id) if room > 0 else None,
+                worker=self.name,
+                on_unblocked=self._look_at_once,
+                last=last,
+            )
             try:
-                recorded, claimed = execution.finish_and_claim(
-                    self.config,
-                    now,
-                    execution.Claiming(self.config, self._selectors, room, self.process_id) if room > 0 else None,
-                    worker=self.name,
-                    on_unblocked=self._look_at_once,
-                    waits_again=False,
-                )
+                recorded, claimed = finish(waits_again=last)
             except OperationalError as error:
-                held = execution.held_keys(self.config, now) if self.dialect.is_lock_timeout(error) else set()
-                if not held:
+                if not self.dialect.is_lock_timeout(error):
                     raise
-                # Nothing was recorded: the next time, which is now, without these.
-                self._held_keys.add(held)
-                return self._finish(claiming=claiming)
-            self._recorded += len(now)
-            self._held.difference_update(job.claim.id for job in now)
-            self._unrecorded = later
+                held = execution.held_keys(self.config, due)
+                if held:
+                    # Nothing was recorded: the next time, which is now, without these.
+                    self._held_keys.add(held)
+                    return self._finish(claiming=claiming)
+                recorded, claimed = finish()
+            self._forget(due)
             self._measure_round_trip(time.monotonic() - began)
             if claimed:
                 self._start(claimed, room)
         return recorded
+
+    def _forget(self, jobs: list[execution.Job]) -> None:
+        """Take off the books what is settled, and tell of what the database has refused."""
+        settled = [job for job in jobs if job.settled]
+        self._recorded += len(settled)
+        # The claim of a job that was given up still stands: it is not to be taken for a stray one, and run again.
+        self._held.difference_update(job.claim.id for job in settled if not job.given_up)
+        self._unrecorded = [job for job in self._unrecorded if not job.settled]
+        for job in jobs:
+            if job.refusal is not None and (job.given_up or (job.refusals == 1 and not job.settled)):
+                what = "is given up, and fails once this process has ended" if job.given_up else "is tried again"
+                logger.error(
+                    "dj_queue %s: the database refused to record job %s (%s), which %s: %s",
+                    self.name, job.claim.job_id, job.claim.task_path, what, job.refusal,
+                )  # fmt: skip
+                report(self.config, job.refusal, "worker.record")
+
+    def _until_retry(self) -> float | None:
+        """Seconds until what was refused is to be recorded; None if there is nothing."""
+        if not self._unrecorded:
+            return None
+        return max(0.0, min(job.retry_at for job in self._unrecorded) - time.monotonic())
 
     # ---- give back ----
 
@@ -280,9 +314,11 @@ class Worker(Runner):
         self._release_strays()
         # Kept until it is done, as with what is unrecorded.
         self._returning += self._pool.take_back()
-        execution.release(self.config, self._returning)
-        self._held.difference_update(job.claim.id for job in self._returning)
-        self._returning = []
+        try:
+            execution.release(self.config, self._returning)
+        finally:  # what was refused alone is left
+            self._held.difference_update(job.claim.id for job in self._returning if job.settled)
+            self._returning = [job for job in self._returning if not job.settled and job.refusals < _MOST_RETURNS]
         return 0.0
 
     def _release_strays(self) -> None:
@@ -335,10 +371,12 @@ class Worker(Runner):
     def _pause(self) -> float:
         if self._pool.done:
             return 0.0
-        pause, patience = self._until_next(), self._pool.patience
-        if self._unrecorded:  # what waits for a semaphore that others hold
-            pause = min(pause, _LONGEST_WAIT)
-        return pause if patience is None else min(pause, patience)
+        pauses = [self._until_next()]
+        if self._pool.patience is not None:
+            pauses.append(self._pool.patience)
+        if (retry := self._until_retry()) is not None:  # also what waits for a semaphore that others hold
+            pauses.append(max(retry, _LONGEST_WAIT))
+        return min(pauses)
 
     def _until_next(self) -> float:
         if not self.lease.valid:
@@ -347,7 +385,7 @@ class Worker(Runner):
             return _LONGEST_WAIT / 2
         if self._pool.unfinished >= self.options.threads:
             return self._longest_poll()
-        return self._next_claim - time.monotonic()
+        return max(self._next_claim - time.monotonic(), self._claims.wait)
 
     def _measure(self, seconds: float) -> None:
         if self._seconds is None:

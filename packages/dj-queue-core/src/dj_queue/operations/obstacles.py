@@ -1,0 +1,70 @@
+"""Rows that a step cannot get past: taken out of its way, and told of."""
+
+from __future__ import annotations
+
+import logging
+
+from django.db import connections
+from django.db.backends.utils import CursorWrapper
+from django.db.models import Exists, OuterRef, Q
+
+from dj_queue.config import BackendConfig
+from dj_queue.dialects import Dialect, dialect_for
+from dj_queue.models import BlockedExecution, ClaimedExecution, FailedExecution, ReadyExecution, ScheduledExecution
+from dj_queue.operations import transactions
+from dj_queue.serialization import describe
+
+logger = logging.getLogger("dj_queue")
+
+_MOST = 500
+
+
+def can_be_treated(config: BackendConfig, refusal: Exception) -> bool:
+    """Whether it is a row that the database refuses, and we are free to look for it."""
+    dialect = dialect_for(config.database_alias)
+    if connections[config.database_alias].in_atomic_block:
+        return False
+    return not (dialect.is_away(refusal) or dialect.may_pass(refusal))  # type: ignore[arg-type]
+
+
+def drop_ready_doubles(config: BackendConfig) -> int:
+    """Drop ready rows of jobs that are claimed at the same time; return how many. The claim decides."""
+    claimed = ClaimedExecution.objects.filter(job_id=OuterRef("job_id"))
+
+    def drop(*_: object) -> int:
+        rows = ReadyExecution.objects.using(config.database_alias).filter(Exists(claimed), backend_alias=config.alias)
+        doubled = list(rows.values_list("pk", flat=True)[:_MOST])
+        return rows.model.objects.using(config.database_alias).filter(pk__in=doubled).delete()[0] if doubled else 0
+
+    dropped = transactions.run(config.database_alias, drop)
+    if dropped:
+        logger.error(
+            "dj_queue: %s jobs were ready and claimed at the same time: their ready rows were dropped", dropped
+        )
+    return dropped
+
+
+def set_first_due_aside(config: BackendConfig, refusal: Exception) -> bool:
+    """Fail the first due scheduled job, which cannot be promoted; return whether there was one."""
+    using = config.database_alias
+    rows = ScheduledExecution.objects.using(using).filter(backend_alias=config.alias)
+    due = rows.filter(scheduled_at__lte=dialect_for(using).clock()).order_by("scheduled_at", "-priority", "id")
+
+    def treat(dialect: Dialect, cursor: CursorWrapper) -> bool:
+        pk = due.values_list("pk", flat=True).first()
+        if pk is None:
+            return False
+        others = (ReadyExecution, ClaimedExecution, BlockedExecution, FailedExecution)
+        doubled = Q()
+        for model in others:
+            doubled |= Q(Exists(model._default_manager.filter(job_id=OuterRef("job_id"))))
+        if not rows.filter(doubled, pk=pk).exists():
+            dialect.fail_row(cursor, "dj_queue_scheduled_executions", pk, describe(refusal))
+        # Not the ORM's delete: it would read the row.
+        cursor.execute("DELETE FROM dj_queue_scheduled_executions WHERE id = %s", [pk])
+        return True
+
+    treated = transactions.run(using, treat)
+    if treated:
+        logger.error("dj_queue: a scheduled job that was due could not be promoted, and has failed: %s", refusal)
+    return treated
