@@ -255,8 +255,7 @@ class TestWorker:
         worker._register()
         tasks.add.enqueue(1, 1)
         (done,) = run(claim())
-        worker._pool._unfinished += 1
-        worker._pool.done.append(done)
+        worker._unrecorded.append(done)
 
         def refuse(*args: Any, **kwargs: Any) -> Any:
             raise ProgrammingError("permission denied")
