@@ -1,8 +1,9 @@
 """System checks: each says what is wrong and what to do, and keeps quiet otherwise."""
 
 import os
+import re
 from importlib import metadata
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import pytest
 from django.conf import settings
@@ -500,7 +501,7 @@ def test_tenants_share_one_queue(tenants, settings, shared, own, said):
     found = check_tenants()
     assert len(found) == (said is not None)
     for message in found:
-        assert message.id == "dj_queue.W007"
+        assert message.id == "dj_queue.W009"
         assert said in message.msg
         assert "SHARED_APPS" in message.hint
 
@@ -534,3 +535,11 @@ def test_a_recurring_task_that_cannot_be_imported(settings):
     assert message.id == "dj_queue.W008"
     assert "'lost'" in message.msg
     assert "gone.away.task" in message.msg
+
+
+def test_each_check_has_an_id_of_its_own() -> None:
+    source = Path(checks.__file__).read_text()
+    listed = re.findall(r"^    (dj_queue\.[EW]\d{3})  ", source, re.MULTILINE)
+    given = re.findall(r'id="(dj_queue\.[EW]\d{3})"', source)
+    assert sorted(set(listed)) == sorted(listed)
+    assert sorted(given) == sorted(listed)

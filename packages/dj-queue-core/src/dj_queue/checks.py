@@ -11,10 +11,10 @@
     dj_queue.W003  The configured processes may open more connections than the server allows.
     dj_queue.W004  A process may need more connections than Django's pool holds.
     dj_queue.W005  DJ_QUEUE_CONFIG names a file for one alias, and there are several.
-    dj_queue.W007  The app is installed, and no alias of TASKS is dj-queue's.
     dj_queue.W006  The driver of a queue's database does not wake idle workers.
-    dj_queue.W007  Each tenant's schema has queue tables of its own, where no worker looks.
+    dj_queue.W007  The app is installed, and no alias of TASKS is dj-queue's.
     dj_queue.W008  A recurring task of the settings cannot be imported.
+    dj_queue.W009  Each tenant's schema has queue tables of its own, where no worker looks.
 
 `manage.py check --tag dj_queue` runs these alone. E006 and W003 open a connection, so a plain `manage.py check` leaves
 them out: they come with `--database default`, and before `migrate`.
@@ -162,7 +162,7 @@ def check_tenants(app_configs: object = None, **kwargs: Any) -> list[CheckMessag
             f"dj_queue is {where}, and {_quoted(databases)} has a schema for each tenant: jobs enqueued in a"
             " tenant's schema are stored there, and workers look only into the shared one.",
             hint='Put "dj_queue" into SHARED_APPS alone, and run `manage.py migrate_schemas --shared`.',
-            id="dj_queue.W007",
+            id="dj_queue.W009",
         )
     ]
 
