@@ -85,6 +85,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: connection.vendor == "mysql",
         "the database limits the connections of a database and a role, not of an account",
     ),
+    "a mode of transactions": (
+        lambda: hasattr(connection, "transaction_modes"),
+        "a transaction locks what it touches, as it touches it",
+    ),
     "isolation levels": (
         lambda: hasattr(connection, "isolation_levels"),
         "the project cannot ask for an isolation level that the queue does not want",

@@ -360,8 +360,13 @@ class Dialect(ABC):
         """How many connections the server allows to this user on this database; None if it sets no limit."""
         return None
 
-    def prepare_transaction(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
-        """Adjust the transaction that is about to begin on anybody's connection."""
+    @contextmanager
+    def beginning(self, connection: BaseDatabaseWrapper, *, again: bool) -> Iterator[None]:
+        """Inside, a transaction of ours begins, in no other, on anybody's connection: adjust that one alone.
+
+        It begins `again` if it collided before.
+        """
+        yield
 
     def refusal(self, connection: BaseDatabaseWrapper) -> str | None:
         """Why no queue can live on this server, and what to do; None where it can."""

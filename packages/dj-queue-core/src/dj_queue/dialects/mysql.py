@@ -313,12 +313,14 @@ class MySQL(Dialect):
         cursor.execute(sql.CONNECTION_LIMIT)
         return int(cursor.fetchone()[0])
 
-    def prepare_transaction(self, connection: Any) -> None:
+    @contextmanager
+    def beginning(self, connection: Any, *, again: bool) -> Iterator[None]:
         connection.ensure_connection()
         # Django's own default. Only a project that asks for another one pays for this.
         if connection.isolation_level != _READ_COMMITTED and connection.get_autocommit():
             with connection.cursor() as cursor:
                 cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+        yield
 
     def refusal(self, connection: Any) -> str | None:
         name, oldest = ("MariaDB", (10, 6)) if connection.mysql_is_mariadb else ("MySQL", (8, 0, 17))

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.base.schema import BaseDatabaseSchemaEditor
-from django.db.backends.postgresql.psycopg_any import is_psycopg3
+from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg3
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
@@ -42,6 +42,7 @@ _AWAY = (
 _MAY_PASS = ("40", "53", "55", "57", "58")
 # What would let the planner choose anything but nested loops over indexes.
 _PINS = ("enable_seqscan", "enable_hashjoin", "enable_mergejoin", "enable_bitmapscan", "jit")
+_SESSION = {"lock_timeout": f"{LOCK_TIMEOUT}s", "default_transaction_isolation": "read committed"}
 _UNDEFINED_COLUMN = "42703"
 _UNDEFINED_TABLE = "42P01"
 # The drivers' word for a session without a transaction.
@@ -237,6 +238,16 @@ class PostgreSQL(Dialect):
     def lacks_column(self, error: Error) -> bool:
         return _sqlstate(error) == _UNDEFINED_COLUMN
 
+    @contextmanager
+    def beginning(self, connection: BaseDatabaseWrapper, *, again: bool) -> Iterator[None]:
+        fresh = again and connection.get_autocommit()
+        yield
+        # What collided under a stricter level, which cannot be known for free, would collide all over again.
+        if fresh:
+            # Before all else in the transaction: not through the wrappers that send settings along.
+            with connection.wrap_database_errors, connection.cursor() as cursor:
+                cursor.cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
+
     def watch(self, connection: BaseDatabaseWrapper) -> None:
         postgresql_peer.watch(connection)
 
@@ -245,12 +256,15 @@ class PostgreSQL(Dialect):
         # minute later. Every statement of the runtime has one right plan, by index; this pins it.
         if _pin_transaction in connection.execute_wrappers:
             connection.execute_wrappers.remove(_pin_transaction)
-        if self.is_pooled(connection):
+        pooled = self.is_pooled(connection)
+        if is_psycopg3 or not pooled:  # psycopg2 sets it on the session
+            connection.connection.isolation_level = IsolationLevel.READ_COMMITTED
+        if pooled:
             # What is set on a session stays on it when the pooler lends it to somebody else.
             connection.execute_wrappers.append(_pin_transaction)
             return
         with connection.cursor() as cursor:
-            _set(cursor, {**dict.fromkeys(_PINS, "off"), "lock_timeout": f"{LOCK_TIMEOUT}s"}, local=False)
+            _set(cursor, {**dict.fromkeys(_PINS, "off"), **_SESSION}, local=False)
 
     @contextmanager
     def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:

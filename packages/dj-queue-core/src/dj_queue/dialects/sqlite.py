@@ -1,7 +1,7 @@
 """SQLite: one writer at a time, so each step is one short transaction that begins with a write.
 
-Beginning with a write matters: SQLite refuses, at once and whatever its timeout, a transaction that
-has read and then wants to write what another has changed since.
+SQLite refuses, at once and whatever its timeout, a transaction that has read and then wants to write what
+another has changed since. So what is ours begins with the write lock, whatever the project's own do.
 The database's clock is this machine's clock: every process that opens a SQLite file runs here.
 """
 
@@ -101,6 +101,16 @@ class SQLite(Dialect):
 
     def unfit(self, settings: Mapping[str, Any]) -> str | None:
         return "TIME_ZONE set, so that times are not stored as UTC" if settings["TIME_ZONE"] else None
+
+    @contextmanager
+    def beginning(self, connection: Any, *, again: bool) -> Iterator[None]:
+        connection.ensure_connection()  # which reads the mode from the settings
+        mode = connection.transaction_mode
+        connection.transaction_mode = _EAGER.get(mode, mode)
+        try:
+            yield
+        finally:
+            connection.transaction_mode = mode
 
     @contextmanager
     def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
@@ -304,6 +314,8 @@ class SQLite(Dialect):
         return self.is_transient(error) or name.startswith(_MAY_PASS)
 
 
+# The mode in which a transaction of ours begins where the project's begin in this one.
+_EAGER: dict[str | None, str | None] = {None: "IMMEDIATE", "DEFERRED": "IMMEDIATE"}
 # The file, and what it is on.
 _AWAY = ("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_NOTADB", "SQLITE_CORRUPT")
 _MAY_PASS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT", "SQLITE_PROTOCOL")

@@ -41,13 +41,15 @@ def run[T](
     connection = connections[database]
     dialect = dialect_for(database)
     for attempt in range(1, _ATTEMPTS + 1):
+        # Again, it is in a transaction for which the dialect can choose the isolation level.
+        alone = one_statement and dialect.one_statement and attempt == 1
         try:
-            if one_statement and dialect.one_statement:
+            if alone:
                 with connection.cursor() as cursor:
                     return work(dialect, cursor)
-            if not connection.in_atomic_block:
-                dialect.prepare_transaction(connection)
-            with transaction.atomic(using=database), connection.cursor() as cursor:
+            with ExitStack() as stack:
+                _begin(stack, connection, again=attempt > 1)
+                cursor = stack.enter_context(connection.cursor())
                 return work(dialect, cursor)
         except OperationalError as error:
             waited = not waits_again and dialect.is_lock_timeout(error)
@@ -170,6 +172,15 @@ def look(database: str, read: Callable[[Dialect, CursorWrapper], bool]) -> bool:
     """Read once, outside any transaction of ours; no statement where the dialect has nothing to ask."""
     with connections[database].cursor() as cursor:
         return read(dialect_for(database), cursor)
+
+
+def _begin(stack: ExitStack, connection: BaseDatabaseWrapper, *, again: bool) -> None:
+    block = transaction.atomic(using=connection.alias)
+    if connection.in_atomic_block:
+        stack.enter_context(block)
+        return
+    with dialect_for(connection.alias).beginning(connection, again=again):
+        stack.enter_context(block)
 
 
 def _is_open(connection: BaseDatabaseWrapper) -> bool:
