@@ -315,10 +315,11 @@ class Supervisor(ABC):
         if not self._unsettled or time.monotonic() < self._next_settlement:
             return
         for ended in list(self._unsettled):
-            if time.monotonic() > self._settle_by:
-                return
             if not self._on_database(partial(self._settle_one, ended)):
                 self._next_settlement = time.monotonic() + backoff(self._failures)
+                # What the database takes at once is settled, however late it is: it is waiting that has its time.
+                if time.monotonic() > self._settle_by:
+                    return
                 # Where the database refuses the claims of one runner, the others need not wait for it.
                 continue
             self._unsettled.remove(ended)
