@@ -29,7 +29,7 @@ def raise_in(thread_id: int) -> None:
 
 def make_jobs(count: int) -> list[execution.Job]:
     def claim(n: int) -> Claim:
-        return Claim(n, uuid4(), "tests.nothing", "default", 0, "{}", None, NOW, None, None, None, None, NOW)
+        return Claim(n, uuid4(), "tests.nothing", "default", 0, "{}", None, NOW, None, None, NOW)
 
     return [execution.Job(claim(n), 0.0) for n in range(count)]
 

@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 from django.conf import settings
-from django.db import Error
+from django.db import Error, OperationalError
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.utils import CursorWrapper
 from django.db.models import DateTimeField, Expression, Value
@@ -95,8 +95,16 @@ class SQLite(Dialect):
         )
 
     def refusal(self, connection: BaseDatabaseWrapper) -> str | None:
-        if self.unusable() or connection.features.supports_json_field:
-            return self.unusable()
+        if refusal := self.unusable():
+            return refusal
+        # Django's `supports_json_field` asks in a transaction that waits for the one writer.
+        try:
+            with connection.cursor() as cursor:
+                cursor.execute(_ASK_JSON)
+            return None
+        except OperationalError as error:
+            if "no such function" not in str(error):
+                raise
         return "this SQLite was built without its JSON functions. Use a Python whose SQLite has them"
 
     def unfit(self, settings: Mapping[str, Any]) -> str | None:
@@ -316,6 +324,9 @@ class SQLite(Dialect):
 
 # The mode in which a transaction of ours begins where the project's begin in this one.
 _EAGER: dict[str | None, str | None] = {None: "IMMEDIATE", "DEFERRED": "IMMEDIATE"}
+
+_ASK_JSON = "SELECT JSON('{}')"
+
 # The file, and what it is on.
 _AWAY = ("SQLITE_CANTOPEN", "SQLITE_IOERR", "SQLITE_READONLY", "SQLITE_PERM", "SQLITE_NOTADB", "SQLITE_CORRUPT")
 _MAY_PASS = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_INTERRUPT", "SQLITE_PROTOCOL")

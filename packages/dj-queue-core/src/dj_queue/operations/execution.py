@@ -15,7 +15,7 @@ from functools import partial
 from inspect import iscoroutinefunction
 
 from asgiref.sync import async_to_sync
-from django.db import DatabaseError, IntegrityError
+from django.db import Error, IntegrityError
 from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
 
@@ -125,6 +125,7 @@ def finish_and_claim(
     worker: str,
     on_unblocked: Callable[[], None] = lambda: None,
     waits_again: bool = True,
+    on_strays: Callable[[], None] = lambda: None,
     last: bool = False,
 ) -> tuple[list[Job], list[Job]]:
     """`finish`, and where that takes a transaction and makes blocked jobs ready, claim in the same one.
@@ -133,6 +134,7 @@ def finish_and_claim(
     Return the jobs that were still ours, and those that were claimed. Without `waits_again`, a lock that was waited
     for in vain is the caller's to think about: `held_keys` says whose. Jobs that are not `settled` afterwards were
     refused, and are to be tried again from their `retry_at` on; with `last`, as little as possible is left so.
+    `on_strays` is called if what was claimed could not be read in full: those claims are to be given back.
     """
     ours: list[Job] = []
     claimed: list[Job] = []
@@ -147,7 +149,10 @@ def finish_and_claim(
         if recorded.unblocked:
             on_unblocked()
         ours += mine
-        claimed += _claimed(config, recorded.claims)
+        try:
+            claimed += _claimed(config, recorded.claims)
+        except Error:  # all this is committed: what was recorded is to be told of, and what was claimed given back
+            on_strays()
     return ours, claimed
 
 
@@ -251,7 +256,7 @@ def _drop(config: BackendConfig, jobs: Sequence[Job]) -> None:
     if config.preserve_finished_jobs or deletion.deletes_when_finished(config):
         return
     succeeded = [job.claim.job_id for job in jobs if job.outcome is not None and job.outcome.error is None]
-    with suppress(DatabaseError):
+    with suppress(Error):
         retention.delete_recorded(config, succeeded)
 
 

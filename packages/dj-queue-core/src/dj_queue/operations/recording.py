@@ -52,6 +52,7 @@ class Job:
     given_up: bool = False  # its claim stands, until its process has ended
     refusal: Exception | None = None  # the database's last
     refusals: int = 0
+    waits: int = 0  # for what others held
     losses: int = 0  # of the connection, while this was being recorded
     retry_at: float = 0.0  # on the monotonic clock
 
@@ -97,6 +98,7 @@ def record(
     """Record jobs in as few transactions as the database accepts; say of each whether it is `settled`.
 
     Without `waits_again`, a lock that was waited for in vain is raised as well: then, too, nothing was recorded.
+    What others hold says nothing against an outcome: that is recorded as it is, whenever they let go.
     With `last`, what is refused is not left for another time if anything smaller is accepted. Raises the
     database's error if that is away: then nothing was recorded.
     """
@@ -118,22 +120,26 @@ def is_away(config: BackendConfig, error: Exception) -> bool:
 
 def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
     """What was refused goes alone, what connections broke with goes last."""
-    fresh = [job for job in jobs if not job.refusals and job.losses < _TOGETHER]
+    apart = {job.claim.id for job in jobs if job.refusals or job.waits or job.losses >= _TOGETHER}
+    fresh = [job for job in jobs if job.claim.id not in apart]
     if fresh:
         yield fresh
-    yield from ([job] for job in sorted(jobs, key=lambda job: job.losses) if job.refusals or job.losses >= _TOGETHER)
+    yield from ([job] for job in sorted(jobs, key=lambda job: job.losses) if job.claim.id in apart)
 
 
 class _Recorder:
     def __init__(self, config: BackendConfig, worker: str, waits_again: bool, last: bool) -> None:
         self._config, self._worker, self._waits_again, self._last = config, worker, waits_again, last
         self._dialect = dialect_for(config.database_alias)
+        self._patient = waits_again and not last
         self.recorded: list[Recorded] = []
 
     def is_away(self, error: Exception) -> bool:
         return is_away(self._config, error)
 
     def attempt(self, jobs: Sequence[Job], claiming: Claiming | None = None) -> None:
+        if any(job.waits for job in jobs):
+            self._patient = False
         if any(job.losses for job in jobs):
             # A loss counts against an outcome only if the connection worked just before.
             transactions.look(self._config.database_alias, _answers)
@@ -150,6 +156,8 @@ class _Recorder:
                 raise
             if not self._waits_again and isinstance(refusal, Error) and self._dialect.is_lock_timeout(refusal):
                 raise
+            if self._held(refusal) and self._make_way(jobs, refusal):
+                return
             if claiming:  # which may be what is refused
                 self.attempt(jobs)
             elif len(jobs) > 1:
@@ -157,6 +165,37 @@ class _Recorder:
                 self.attempt(jobs[len(jobs) // 2 :])
             else:
                 self._refused(jobs[0], refusal)
+
+    def _held(self, refusal: Exception) -> bool:
+        """Whether it is only that others hold what is wanted."""
+        return isinstance(refusal, Error) and self._dialect.is_transient(refusal)
+
+    def _make_way(self, jobs: Sequence[Job], refusal: Exception) -> bool:
+        """Leave jobs for later that others keep from being recorded; False if that may be true of some only."""
+        # This has waited as long as there is patience for: its halves wait once each.
+        self._patient = False
+        if self._last and self._write_without_slots(jobs):
+            return True
+        # Of one writer for the whole database, no part of a batch gets more than the whole.
+        if len(jobs) > 1 and connections[self._config.database_alias].features.has_select_for_update:
+            return False
+        for job in jobs:
+            job.waits += 1
+            job.refusal = refusal
+            job.retry_at = time.monotonic() + _pause(job.waits)
+        return True
+
+    def _write_without_slots(self, jobs: Sequence[Job]) -> bool:
+        """Record, and leave the slots to upkeep, which finds them free: there is no time to wait for semaphores."""
+        if not any(job.claim.concurrency_key for job in jobs):
+            return False
+        try:
+            self._write(jobs, with_slots=False)
+        except Exception as refusal:
+            if self.is_away(refusal):
+                raise
+            return False
+        return True
 
     def _refused(self, job: Job, refusal: Exception) -> None:
         job.refusals += 1
@@ -169,8 +208,7 @@ class _Recorder:
         enough = job.refusals >= tries
         if (enough or self._last or not may_pass) and self._write_less(job, refusal):
             return
-        longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(job.refusals - 1, 10))
-        job.retry_at = time.monotonic() + random.uniform(longest / 2, longest)
+        job.retry_at = time.monotonic() + _pause(job.refusals)
 
     def _write_less(self, job: Job, refusal: Exception) -> bool:
         if isinstance(refusal, IntegrityError) and not self._config.preserve_finished_jobs and self._keep(job, refusal):
@@ -183,6 +221,8 @@ class _Recorder:
             except Exception as another:
                 if self.is_away(another):
                     raise
+                if self._held(another):
+                    return False
                 continue
             if outcome is not job.outcome:
                 job.exception, job.outcome = refusal, outcome
@@ -226,7 +266,7 @@ class _Recorder:
         connection = connections[config.database_alias]
         at_once = not keys or not with_slots or self._dialect.finishes_at_once(connection)
         self.recorded.append(
-            transactions.run(config.database_alias, write, one_statement=at_once, waits_again=self._waits_again)
+            transactions.run(config.database_alias, write, one_statement=at_once, waits_again=self._patient)
         )
         for job in jobs:
             job.settled = True
@@ -245,6 +285,11 @@ def _lesser(job: Job, refusal: Exception) -> Iterator[tuple[Outcome, bool]]:
         yield job.outcome._replace(return_value=None, error=error()), True
     if limited:
         yield job.outcome._replace(return_value=None, error=errors[-1]()), False
+
+
+def _pause(times: int) -> float:
+    longest = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(times - 1, 10))
+    return random.uniform(longest / 2, longest)
 
 
 def _short(error: ErrorRecord, note: str = "") -> ErrorRecord:

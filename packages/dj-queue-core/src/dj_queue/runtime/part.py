@@ -31,9 +31,12 @@ class Part:
         self._next = 0.0  # on the monotonic clock
         self._told: tuple[str, float] = ("", 0.0)
 
-    def __call__[T](self, work: Callable[[], T], default: T) -> T:
-        """Return what `work` does, or the default. Raises the error of a database that is away."""
-        if time.monotonic() < self._next:
+    def __call__[T](self, work: Callable[[], T], default: T, *, at_once: bool = False) -> T:
+        """Return what `work` does, or the default. Raises the error of a database that is away.
+
+        With `at_once` it waits for no time: this may be the last one.
+        """
+        if time.monotonic() < self._next and not at_once:
             return default
         try:
             done = work()

@@ -118,7 +118,9 @@ class Pool:
             if lost is not None:
                 jobs.append(lost)
         if ended and not self._closed:
-            self._grow()
+            # What is in `jobs` is on no books but the caller's: `look_after()` tells if there is no other thread.
+            with suppress(RuntimeError):
+                self._grow()
         return jobs
 
     def take_back(self) -> list[Job]:
@@ -134,6 +136,7 @@ class Pool:
         """Wake idle threads for what waits, and find a thread for what has waited for one too long."""
         if self._closed:
             return
+        self._grow()
         if self._waiting and self._tickets.empty() and any(thread.idle for thread in self._threads):
             for _ in range(min(len(self._waiting), self.size)):
                 self._tickets.put(True)

@@ -107,7 +107,7 @@ class Runner(ABC):
         self._failures = 0
         self._heart: Heartbeat | None = None
         self._context = f"{self.kind.lower()}.run"
-        self._whole = Part(config, self._context)
+        self._whole, self._ending = Part(config, self._context), Part(config, self._context)
 
     @property
     @abstractmethod
@@ -158,6 +158,7 @@ class Runner(ABC):
                         self._rest(self.attempt(self.step))
                 finally:
                     # Also after a crash: what was claimed and not started is given back.
+                    self._stopping = True
                     hooks.run_hooks(f"{kind}.stop", self, self.config)
                     self.drain()
             self._expect()
@@ -205,8 +206,9 @@ class Runner(ABC):
             if self._heart is not None:
                 self._heart.stand_in()
             # What is done at the end has no later time.
-            whole = Part(self.config, self._context) if self.stopping else self._whole
-            wait = whole(call, whole.wait)
+            whole = self._ending if self.stopping else self._whole
+            done = whole(call, None, at_once=self.stopping)
+            wait = whole.wait if done is None else done
         except Error as error:
             return self.away(error)
         if self._failures:

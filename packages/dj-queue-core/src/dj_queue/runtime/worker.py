@@ -148,12 +148,13 @@ class Worker(Runner):
     def drain(self) -> None:
         """Give back what was not started, wait for what runs, and record it; then give up the rest."""
         deadline = time.monotonic() + self.config.shutdown_timeout
+        self._returning += self._pool.take_back()  # whatever the database says
         self.attempt(self._give_back)
         while (self._pool.busy or self._unrecorded) and time.monotonic() < deadline and not self.hurried:
             wait = self.attempt(self._record)
             self.wakeup.wait(min(max(wait, 0.01), deadline - time.monotonic()))
         self.attempt(partial(self._record, last=True))
-        self._look_for_strays_at = min(self._look_for_strays_at, time.monotonic())
+        self._suspect_strays()
         self.attempt(self._give_back)
         self._pool.close()
         self._listener.close()
@@ -184,7 +185,11 @@ class Worker(Runner):
         room = self._room()
         if room <= 0 or now < self._next_claim or not self.lease.valid:
             return
-        jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
+        try:
+            jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
+        except Exception:
+            self._suspect_strays()  # it may have been committed, and only the reading of it was refused
+            raise
         self._measure_round_trip(time.monotonic() - now)
         self._start(jobs, room)
 
@@ -260,6 +265,7 @@ class Worker(Runner):
                 execution.Claiming(self.config, self._selectors, room, self.process_id) if room > 0 else None,
                 worker=self.name,
                 on_unblocked=self._look_at_once,
+                on_strays=self._suspect_strays,
                 last=last,
             )
             try:
@@ -287,7 +293,7 @@ class Worker(Runner):
         self._held.difference_update(job.claim.id for job in settled if not job.given_up)
         self._unrecorded = [job for job in self._unrecorded if not job.settled]
         for job in jobs:
-            if job.refusal is not None and (job.given_up or (job.refusals == 1 and not job.settled)):
+            if job.refusal is not None and (job.given_up or (job.refusals + job.waits == 1 and not job.settled)):
                 what = "is given up, and fails once this process has ended" if job.given_up else "is tried again"
                 logger.error(
                     "dj_queue %s: the database refused to record job %s (%s), which %s: %s",
@@ -311,15 +317,18 @@ class Worker(Runner):
             self._seconds = None
 
     def _give_back(self) -> float:
-        self._release_strays()
         # Kept until it is done, as with what is unrecorded.
         self._returning += self._pool.take_back()
+        self._release_strays()
         try:
             execution.release(self.config, self._returning)
         finally:  # what was refused alone is left
             self._held.difference_update(job.claim.id for job in self._returning if job.settled)
             self._returning = [job for job in self._returning if not job.settled and job.refusals < _MOST_RETURNS]
         return 0.0
+
+    def _suspect_strays(self) -> None:
+        self._look_for_strays_at = min(self._look_for_strays_at, time.monotonic())
 
     def _release_strays(self) -> None:
         if self.process_id is None or time.monotonic() < self._look_for_strays_at:
@@ -361,7 +370,7 @@ class Worker(Runner):
 
     def _retire(self) -> float:
         """Claim no more, and end once what runs has ended, however long that takes: no deploy waits for it."""
-        self._give_back()
+        self._returns(self._give_back, 0.0)
         if not self._pool.busy:
             self.request_stop()
         return self._longest_poll() if self._pool.patience is None else PATIENCE
@@ -383,7 +392,7 @@ class Worker(Runner):
             return _LEASE_LOOK
         if self._pool.waiting:
             return _LONGEST_WAIT / 2
-        if self._pool.unfinished >= self.options.threads:
+        if self._pool.unfinished >= self.options.threads or len(self._unrecorded) >= _MOST_UNRECORDED:
             return self._longest_poll()
         return max(self._next_claim - time.monotonic(), self._claims.wait)
 
