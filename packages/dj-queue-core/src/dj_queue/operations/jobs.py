@@ -28,7 +28,7 @@ from dj_queue.exceptions import (
 )
 from dj_queue.identifiers import uuid7
 from dj_queue.models import ClaimedExecution, Job, Process, ScheduledExecution
-from dj_queue.operations import concurrency, execution, obstacles, results, transactions
+from dj_queue.operations import concurrency, execution, obstacles, readable, results, transactions
 from dj_queue.operations.stored import (
     discard_blocked_jobs,
     discard_failed_job,
@@ -262,22 +262,24 @@ def claim_ready_jobs(
     # One selector alone is text, as in a worker's options; and text is a sequence of letters.
     selectors = [_selector(text) for text in ([queues] if isinstance(queues, str) else queues) or ("*",)]
     claimed = execution.claim(config, selectors, limit, process_id=process.pk if process else None)
-    found = Job.objects.using(config.database_alias).in_bulk([job.claim.job_id for job in claimed])
+    rows = Job.objects.using(config.database_alias).filter(pk__in=[job.claim.job_id for job in claimed])
+    readable_ones, lost = readable.read(rows)
+    # They are claimed all the same: a job that cannot be read has its id, and fails when it is executed.
+    found = {job.pk: job for job in [*readable_ones, *rows.filter(pk__in=lost).only("pk")]}
     return [found[job.claim.job_id] for job in claimed]
 
 
 def execute_claimed_job(job_id: UUID | str, *, backend_alias: str = "default") -> Job:
     """Run a claimed job here and now, and record what became of it; return the job.
 
-    Raises `ClaimedExecution.DoesNotExist` if it is not claimed.
+    Raises `ClaimedExecution.DoesNotExist` if it is not claimed, `UnreadableJobError` if its row cannot be read.
     """
     config = backend_config(backend_alias)
     using = config.database_alias
-    row = (
-        ClaimedExecution.objects.using(using)
-        .select_related("job", "process")
-        .get(job_id=known_id(job_id), job__backend_alias=config.alias)
-    )
+    rows = ClaimedExecution.objects.using(using).select_related("job", "process")
+    with readable.named(using, job_id):
+        row = readable.whole(rows.get(job_id=known_id(job_id), job__backend_alias=config.alias))
+        readable.whole(row.job)
     worker = row.process.name if row.process else ""
     job = execution.reclaimed(row)
     before = transactions.left_open()

@@ -16,13 +16,13 @@ from typing import Any
 from django.conf import settings
 from django.db import Error
 from django.db.backends.utils import CursorWrapper
-from django.db.models import OuterRef, Subquery
+from django.db.models import DateTimeField, OuterRef, Subquery, Value
 from django.utils import timezone
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, QueueCounts, Selector, elapsed
 from dj_queue.models import Process, RecurringExecution, RecurringTask, Semaphore
-from dj_queue.operations import transactions
+from dj_queue.operations import readable, transactions
 from dj_queue.operations.schedule import next_tick
 
 logger = logging.getLogger("dj_queue")
@@ -223,10 +223,15 @@ def _exceeded(counts: QueueCounts, cap: int) -> list[str]:
 def _selections(processes: Sequence[ObservedProcess]) -> Counter[tuple[Selector, ...]]:
     """What the live workers select, and how many select it."""
     return Counter(
-        tuple(Selector.parse(text) for text in process.metadata.get("queues", ()))
+        tuple(Selector.parse(text) for text in _texts(process.metadata.get("queues", ())))
         for process in processes
         if process.live and process.kind == Process.Kind.WORKER
     )
+
+
+def _texts(told: Any) -> list[str]:
+    """What a process tells of its queues, without what is none: the row may be of another version."""
+    return [text for text in told if isinstance(text, str)] if isinstance(told, list | tuple) else []
 
 
 # ---- processes, recurring tasks, semaphores ---------------------------------------------------------
@@ -241,12 +246,12 @@ def _processes(config: BackendConfig, now: datetime, most: int) -> list[Observed
             name=row.name,
             pid=row.pid,
             hostname=row.hostname,
-            metadata=row.metadata,
+            metadata=row.metadata if isinstance(row.metadata, dict) else {},
             supervisor_id=row.supervisor_id,
             last_heartbeat_at=row.last_heartbeat_at,
             live=elapsed(row.last_heartbeat_at, now) <= config.process_alive_threshold,
         )
-        for row in rows
+        for row in readable.read(rows).rows
     ]
 
 
@@ -255,7 +260,11 @@ def _recurring(config: BackendConfig, now: datetime, most: int) -> list[Observed
         backend_alias=config.alias, task_key=OuterRef("key")
     )
     rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
-    rows = rows.annotate(last_run_at=Subquery(ticks.order_by("-run_at").values("run_at")[:1])).order_by("key")[:most]
+    last = Subquery(ticks.order_by("-run_at").values("run_at")[:1])
+    found, lost = readable.read(rows.annotate(last_run_at=last).order_by("key")[:most])
+    if lost:  # perhaps only its last tick
+        timeless = rows.filter(pk__in=lost).annotate(last_run_at=Value(None, DateTimeField()))
+        found = sorted([*found, *readable.read(timeless).rows], key=lambda row: row.key)
     return [
         ObservedRecurringTask(
             key=row.key,
@@ -267,7 +276,7 @@ def _recurring(config: BackendConfig, now: datetime, most: int) -> list[Observed
             last_run_at=row.last_run_at,
             next_run_at=_next_run(row, now),
         )
-        for row in rows
+        for row in found
     ]
 
 

@@ -12,6 +12,7 @@ from django.db.models import DateTimeField, Expression, ExpressionWrapper, Query
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for, elapsed
 from dj_queue.models import Process
+from dj_queue.operations import readable
 
 
 def register(
@@ -67,7 +68,7 @@ def count_fresh(config: BackendConfig, *, max_age: float, kind: str | None = Non
     """Return how many processes of the alias, a kind or a host had a heartbeat within `max_age` seconds."""
     wanted = {"kind": kind, "hostname": hostname}
     rows = of_alias(config).filter(**{name: value for name, value in wanted.items() if value is not None})
-    return sum(beat.age <= max_age for beat in last_beats(config, rows))
+    return sum(beat.at is not None and beat.age <= max_age for beat in last_beats(config, rows))
 
 
 def lacks_workers(config: BackendConfig, *, max_age: float = 0.0) -> bool:
@@ -79,10 +80,11 @@ def lacks_workers(config: BackendConfig, *, max_age: float = 0.0) -> bool:
     longest = max(max_age, config.process_alive_threshold)
     rows = of_alias(config).filter(kind__in=[Process.Kind.WORKER, Process.Kind.SUPERVISOR])
     found = rows.values_list("kind", "last_heartbeat_at", "created_at", "metadata", clock(config))
-    fresh = [row for row in found if elapsed(row[1], row[4]) <= longest]
+    fresh = [row for row in readable.read(found).rows if row[1] and row[2] and elapsed(row[1], row[4]) <= longest]
     if any(kind == Process.Kind.WORKER for kind, *_ in fresh):
         return False
-    return any(told.get("worker_count") for _, _, created_at, told, now in fresh if elapsed(created_at, now) > longest)
+    waited = [told for _, _, created_at, told, now in fresh if elapsed(created_at, now) > longest]
+    return any(isinstance(told, dict) and told.get("worker_count") for told in waited)
 
 
 def of_alias(config: BackendConfig) -> QuerySet[Process]:
@@ -93,13 +95,15 @@ class Beat(NamedTuple):
     """The last heartbeat of a process."""
 
     process_id: int
-    at: datetime
-    age: float  # seconds, by the database's clock
+    at: datetime | None  # None if it cannot be read
+    age: float  # seconds, by the database's clock; 0.0 then
 
 
 def last_beats(config: BackendConfig, rows: QuerySet[Process]) -> list[Beat]:
     found = rows.order_by("pk").values_list("pk", "last_heartbeat_at", clock(config))
-    return [Beat(pk, at, elapsed(at, now)) for pk, at, now in found]
+    readable_ones, lost = readable.read(found)
+    beats = [Beat(pk, at, elapsed(at, now) if at else 0.0) for pk, at, now in readable_ones]
+    return beats + [Beat(pk, None, 0.0) for pk in lost]
 
 
 def clock(config: BackendConfig) -> Expression:
@@ -115,13 +119,13 @@ class Sightings:
     """
 
     def __init__(self) -> None:
-        self._seen: dict[int, tuple[datetime, float]] = {}
+        self._seen: dict[int, tuple[datetime | None, float]] = {}
         self._looked_at = -float("inf")
 
     def unchanged(self, beats: Iterable[Beat]) -> dict[int, float]:
         """Take a look; return for how many seconds each process's row has had the heartbeat that it has."""
         now = time.monotonic()
-        seen: dict[int, tuple[datetime, float]] = {}
+        seen: dict[int, tuple[datetime | None, float]] = {}
         for process_id, at, age in beats:
             known = self._seen.get(process_id)
             if known is not None and known[0] == at:

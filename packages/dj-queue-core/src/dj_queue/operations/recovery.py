@@ -24,7 +24,7 @@ from dj_queue.dialects import Dialect, Outcome, dialect_for, elapsed
 from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process, ReadyExecution
-from dj_queue.operations import attempts, concurrency, processes, results, transactions
+from dj_queue.operations import attempts, concurrency, processes, readable, results, transactions
 from dj_queue.serialization import ErrorRecord
 from dj_queue.thread_errors import report
 
@@ -118,13 +118,21 @@ def survey(
     unheld = ClaimedExecution.objects.using(config.database_alias).filter(_UNHELD)
     beats: list[processes.Beat] = []
     found = Survey([], {})
-    for row, process, is_process, at, read_at in rows.values_list("pk", "pk", Value(1), "last_heartbeat_at", now).union(
+    both = rows.values_list("pk", "pk", Value(1), "last_heartbeat_at", now).union(
         unheld.values_list("pk", "process_id", Value(0), "created_at", now), all=True
-    ):
-        if is_process:
-            beats.append(processes.Beat(row, at, elapsed(at, read_at)))
-        else:
-            found.unheld[row] = process
+    )
+    try:
+        for row, process, is_process, at, read_at in list(both):
+            if is_process:
+                beats.append(processes.Beat(row, at, elapsed(at, read_at)))
+            else:
+                found.unheld[row] = process
+    except Exception as error:  # a time of one row keeps no other from being looked at
+        if readable.is_away(config.database_alias, error):
+            raise
+        beats = processes.last_beats(config, rows)
+        found.unheld.clear()
+        found.unheld.update(unheld.values_list("pk", "process_id"))
     unchanged = (sightings or processes.Sightings()).unchanged(beats)
     found.expired.extend(beat for beat in beats if unchanged[beat.process_id] >= config.process_alive_threshold)
     return found
@@ -159,9 +167,9 @@ def prune(
             report(config, error, "supervisor.run")
             continue
         if found is not None:
-            process, recovered = found
+            (name, pid), recovered = found
             pruned += 1
-            events.emit_elsewhere(elsewhere, "process.pruned", process_name=process.name, pid=process.pid)
+            events.emit_elsewhere(elsewhere, "process.pruned", process_name=name, pid=pid)
             _tell(config, recovered, _PRUNED, elsewhere)
     if blocked is not None:
         raise blocked
@@ -199,14 +207,18 @@ _UNHELD = ~Q(Exists(Process.objects.filter(pk=OuterRef("process_id"))))
 
 def _prune(
     config: BackendConfig, beat: processes.Beat, dialect: Dialect, cursor: CursorWrapper
-) -> tuple[Process, Recovered] | None:
+) -> tuple[tuple[str, int], Recovered] | None:
     process_id = beat.process_id
     # Locked until all is done: a heartbeat that comes now waits, and then finds no row to beat for.
     skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
-    rows = processes.of_alias(config).filter(pk=process_id, last_heartbeat_at=beat.at)
-    process = rows.select_for_update(skip_locked=skip_locked).first()
+    rows = processes.of_alias(config).filter(pk=process_id)
+    if beat.at is not None:
+        rows = rows.filter(last_heartbeat_at=beat.at)
+    process = rows.select_for_update(skip_locked=skip_locked).values_list("name", "pid").first()
     if process is None:
         return None
+    if beat.at is None and processes.last_beats(config, rows)[0].at is not None:
+        return None  # it has come since
     recovered = _settle(config, dialect, cursor, Q(process_id=process_id), lambda _: True, _PRUNED)
     processes.remove(config, process_id)
     return process, recovered
@@ -231,7 +243,16 @@ def _settle(
         .order_by("pk")
     )
     recovered = Recovered()
-    found = list(claims)
+    found, lost_rows = readable.read(claims)
+    if lost_rows:
+        # Only the time of the claim is no part of what is settled by it.
+        now = dialect.now(cursor)
+        timeless = claims.filter(pk__in=lost_rows)
+        timeless = timeless.only("position", "process__name", *(f"job__{name}" for name in concurrency.DECIDING))
+        for claim in readable.read(timeless).rows:
+            claim.created_at = now
+            found.append(claim)
+        found.sort(key=lambda claim: claim.pk)
     back = [claim.pk for claim in found if not started(claim)]
     if back:
         recovered.released = dialect.release(cursor, back, alias=config.alias, notify=config.listen_notify)

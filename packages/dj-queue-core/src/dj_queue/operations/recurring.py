@@ -18,7 +18,7 @@ from dj_queue.config import BackendConfig, RecurringConfig, SchedulerConfig, bac
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.exceptions import AlreadyRecorded, EnqueueError, TaskPathError
 from dj_queue.models import RecurringExecution, RecurringTask
-from dj_queue.operations import jobs, results, schedulers, transactions
+from dj_queue.operations import jobs, readable, results, schedulers, transactions
 from dj_queue.operations.schedule import as_stored, aware, latest_tick
 from dj_queue.thread_errors import report
 
@@ -65,7 +65,13 @@ def schedule(
 
     def save(dialect: Dialect, cursor: CursorWrapper) -> RecurringTask:
         rows = RecurringTask.objects.using(config.database_alias)
-        row = rows.select_for_update().filter(backend_alias=config.alias, key=key).first()
+        found = rows.select_for_update().filter(backend_alias=config.alias, key=key)
+        readable_ones, lost = readable.read(found)
+        if lost and _repair(found.filter(pk__in=lost, static=False), [wanted], static=False, now=dialect.now(cursor)):
+            readable_ones = [found.get()]
+        row = readable_ones[0] if readable_ones else None
+        if row is None and lost:
+            raise ValidationError(f"The recurring task {key!r} is configured in the settings, and cannot be read.")
         if row is not None and row.static:
             raise ValidationError(
                 f"The recurring task {key!r} is configured in the settings, and can be changed only there."
@@ -148,7 +154,13 @@ def enqueue_now(key: str, *, backend_alias: str = "default") -> AnyTaskResult:
     Raises `RecurringTask.DoesNotExist`, and what `enqueue` raises if the task is not to be had.
     """
     config = backend_config(backend_alias)
-    row = RecurringTask.objects.using(config.database_alias).get(backend_alias=config.alias, key=key)
+    rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias, key=key)
+    try:
+        row = readable.whole(rows.get())
+    except (Error, ValueError, TypeError) as error:
+        if readable.is_away(config.database_alias, error):
+            raise
+        raise _unreadable(key, error) from error
     return jobs.store(config, [_prepared(config, row)])[0]
 
 
@@ -186,15 +198,23 @@ def now(config: BackendConfig) -> datetime:
 
 
 def _prepared(config: BackendConfig, task: RecurringTask) -> jobs.PreparedJob:
-    payload = task.payload or {"args": [], "kwargs": {}}
+    payload = results.shaped(task.payload or {"args": [], "kwargs": {}})
+    if payload.flaw:
+        raise _unreadable(task.key, payload.flaw)
     found = results.resolve(task.task_path)
     wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
-    return jobs.prepare(config, wanted, payload["args"], payload["kwargs"])
+    return jobs.prepare(config, wanted, payload.args, payload.kwargs)
+
+
+def _unreadable(key: str, why: object) -> EnqueueError:
+    return EnqueueError(f"the recurring task {key!r} cannot be read: {why}. Schedule it anew, or unschedule it.")
 
 
 def _rows(config: BackendConfig) -> list[RecurringTask]:
     rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
-    return list(rows.order_by("key"))
+    # Of one that cannot be read, nothing is known but that: the others go on.
+    found: list[RecurringTask] = readable.read(rows.order_by("key")).rows
+    return found
 
 
 def _ticks(config: BackendConfig, task: RecurringTask) -> QuerySet[RecurringExecution]:
@@ -284,7 +304,11 @@ def _sync(
 ) -> None:
     rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
     keys = [task.key for task in wanted]
-    present = {row.key: row for row in rows.filter(key__in=keys).order_by("key").select_for_update()}
+    locked = rows.filter(key__in=keys).order_by("key").select_for_update()
+    found, lost = readable.read(locked)
+    if lost and _repair(rows.filter(pk__in=lost), wanted, static=True, now=now):
+        found = readable.read(locked).rows
+    present = {row.key: row for row in found}
     for task in wanted:
         _save(config, present.get(task.key), task, static=True, now=now)
     rows.filter(pk__in=[row.pk for row in gone]).delete()
@@ -307,6 +331,15 @@ def _save(
         setattr(row, name, value)
     row.save(using=config.database_alias)
     return row
+
+
+def _repair(rows: QuerySet[RecurringTask], wanted: Sequence[RecurringConfig], *, static: bool, now: datetime) -> int:
+    """Write rows anew that cannot be read, where it is known what they are to be; return how many."""
+    repaired = 0
+    for task in wanted:
+        values = {**schedulers.definition(task), "static": static, "created_at": now, "updated_at": now}
+        repaired += rows.filter(key=task.key).update(**values)
+    return repaired
 
 
 def _checked(config: BackendConfig, key: str, options: Mapping[str, Any]) -> RecurringConfig:

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from dj_queue.config import BackendConfig, RecurringConfig
 from dj_queue.dialects import dialect_for
 from dj_queue.models import Process
+from dj_queue.operations import readable
 
 # Of a scheduler's metadata: a mapping from the keys of its static tasks to a digest of each definition.
 STATIC_TASKS = "static_tasks"
@@ -45,10 +46,15 @@ def living(config: BackendConfig) -> list[Living]:
         backend_alias=config.alias, kind=Process.Kind.SCHEDULER, last_heartbeat_at__gte=fresh
     )
     found = []
-    for row in rows.select_related("supervisor"):
-        first = row.supervisor or row
+    readable_ones, lost = readable.read(rows.select_related("supervisor"))
+    for row in readable_ones:
+        first = row.supervisor if row.supervisor and row.supervisor.created_at else row
         label = f"{row.name} on {row.hostname or 'an unnamed host'} (pid {row.pid})"
         found.append(Living(row.pk, label, (first.created_at, row.pk), _tasks(row.metadata)))
+    first_of_all = min((each.rank[0] for each in found), default=None)
+    if first_of_all is not None:
+        # They live, and may have any task; of those that can be read, each was started later.
+        found += [Living(pk, f"the process of row {pk}", (first_of_all, -1), None) for pk in lost]
     return sorted(found, key=lambda each: each.rank)
 
 

@@ -17,7 +17,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect
 from dj_queue.identifiers import uuid7
 from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
-from dj_queue.operations import attempts, concurrency, deletion, retention, transactions
+from dj_queue.operations import attempts, concurrency, deletion, readable, retention, transactions
 
 type JobId = UUID | str
 
@@ -112,14 +112,15 @@ def clear_queue(config: BackendConfig, queue_name: str, *, batch_size: int = DEF
 def enqueue_job_again(job_id: JobId, *, backend_alias: str = "default") -> Job:
     """Enqueue a fresh copy of a stored job, whatever its state; return the copy.
 
-    Raises `Job.DoesNotExist`.
+    Raises `Job.DoesNotExist`, `UnreadableJobError` if its row cannot be read.
     """
     config = backend_config(backend_alias)
     using = config.database_alias
 
     def enqueue(dialect: Dialect, cursor: CursorWrapper) -> Job:
         now = dialect.now(cursor)
-        job = Job.objects.using(using).get(pk=known_id(job_id), backend_alias=config.alias)
+        with readable.named(using, job_id):
+            job = readable.whole(Job.objects.using(using).get(pk=known_id(job_id), backend_alias=config.alias))
         copied = (
             "task_path", "queue_name", "priority", "payload", "backend_alias", "scheduled_at",
             "concurrency_key", "concurrency_limit", "concurrency_duration", "on_conflict",
