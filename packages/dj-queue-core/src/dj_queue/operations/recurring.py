@@ -199,8 +199,8 @@ def now(config: BackendConfig) -> datetime:
 
 def _prepared(config: BackendConfig, task: RecurringTask) -> jobs.PreparedJob:
     payload = results.shaped(task.payload or {"args": [], "kwargs": {}})
-    if payload.flaw:
-        raise _unreadable(task.key, payload.flaw)
+    if flaw := payload.flaw or (task.payload and not {"args", "kwargs"} <= set(task.payload) and "no args and kwargs"):
+        raise _unreadable(task.key, flaw)
     found = results.resolve(task.task_path)
     wanted = results.variant(found, task.queue_name, task.priority, None, config.alias)
     return jobs.prepare(config, wanted, payload.args, payload.kwargs)
