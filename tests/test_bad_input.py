@@ -416,7 +416,7 @@ def test_a_payload_that_is_none_of_ours() -> None:
     Job.objects.update(payload={"unexpected": 1})
     assert len(work()) == 1
     assert states() == {"failed": 1}
-    assert FailedExecution.objects.get().exception_class == "builtins.KeyError"
+    assert FailedExecution.objects.get().exception_class == "dj_queue.exceptions.UnreadableJobError"
 
 
 def test_a_job_deleted_while_it_runs() -> None:

@@ -400,7 +400,7 @@ def test_a_schedule_croniter_knows(expression):
         ({"workers": {7: 4}}, '["workers"][7]: expected a known option, got 4; known here: \'queues\', \'threads\', \'processes\', \'polling_interval\', \'recycle_after_jobs\', \'recycle_above_mib\''),
         ({"scheduler": {"dynamic_task_enabled": True}}, '["scheduler"]["dynamic_task_enabled"]: expected a known option, got True; did you mean \'dynamic_tasks_enabled\'?'),
         ({"dispatchers": {"batchsize": 1}}, '["dispatchers"]["batchsize"]: expected a known option, got 1; did you mean \'batch_size\'?'),
-        ({"recurring": {"a.b": {**NIGHTLY, "key_words": {}}}}, '["recurring"]["a.b"]["key_words"]: expected a known option, got {}; known here: \'task_path\', \'schedule\', \'args\', \'kwargs\', \'queue_name\', \'priority\', \'description\', \'timezone\''),
+        ({"recurring": {"a.b": {**NIGHTLY, "key_words": {}}}}, '["recurring"]["a.b"]["key_words"]: expected a known option, got {}; known here: \'task_path\', \'schedule\', \'args\', \'kwargs\', \'queue_name\', \'priority\', \'description\', \'timezone\', \'catch_up\''),
         ({"recurring": {"n": {**NIGHTLY, "time_zone": "UTC"}}}, '["recurring"]["n"]["time_zone"]: expected a known option, got \'UTC\'; did you mean \'timezone\'?'),
     ],
 )  # fmt: skip

@@ -348,7 +348,7 @@ def record(event):
         registered = Process.objects.filter(name=process.name, pid=process.pid).exists()
         fields = [process.name, process.kind, process.pid, process.hostname, process.metadata, process.backend_alias]
         with open({path!r}, "a") as file:
-            file.write(json.dumps([event, registered, *fields, process.supervisor]) + chr(10))
+            file.write(json.dumps([event, registered, *fields, process.supervisor and process.supervisor.id]) + chr(10))
     hooks.register_hook(event, hook)
 
 for event in hooks.EVENTS:

@@ -146,8 +146,11 @@ changed AS (
   UPDATE dj_queue_semaphores semaphore SET
     value = slots.free - (SELECT count(*) FROM next WHERE next.semaphore_id = slots.id),
     expires_at = coalesce(
-      (SELECT statement_timestamp() + make_interval(
-          secs => least(greatest(max(job.concurrency_duration), 0), 3153600000))
+      -- Not least() and greatest(): they pass over NULL, which is where there is no next job.
+      (SELECT statement_timestamp() + make_interval(secs => CASE
+          WHEN max(job.concurrency_duration) < 0 THEN 0
+          WHEN max(job.concurrency_duration) > 3153600000 THEN 3153600000
+          ELSE max(job.concurrency_duration) END)
        FROM next JOIN dj_queue_jobs job ON job.id = next.job_id WHERE next.semaphore_id = slots.id),
       semaphore.expires_at),
     updated_at = statement_timestamp()

@@ -189,9 +189,10 @@ def release_strays(config: BackendConfig, process_id: int, *, known: Container[i
 
 
 def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) -> str | None:
-    result = job.result = results.claimed(job.claim, config.alias, job.past)
+    result, flaw = results.claimed(job.claim, config.alias, job.past)
+    job.result = result
     results.start(result, started_at, worker)
-    if flaw := job.claim.flaw or results.payload_of(job.claim.payload).flaw:
+    if flaw:
         raise UnreadableJobError(f"the stored job cannot be read: {flaw}. Correct its row and retry it, or discard it.")
     task = result.task
     results.send("task_started", result)

@@ -77,6 +77,8 @@ def payload_of(text: str) -> Payload:
 def shaped(payload: Any) -> Payload:
     if not isinstance(payload, dict):
         return Payload([], {}, f"its payload is {_kind(payload)}, and not an object of args and kwargs")
+    if payload.keys().isdisjoint(("args", "kwargs")):
+        return Payload([], {}, "its payload has neither args nor kwargs")
     args, kwargs = payload.get("args", []), payload.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         return Payload([], {}, f"args is {_kind(args)} and kwargs is {_kind(kwargs)} in its payload")
@@ -170,11 +172,14 @@ def new(
     )
 
 
-def claimed(claim: Claim, alias: str, past: attempts.Past | None) -> AnyTaskResult:
-    """Return the result of a claim, not yet started. Its task raises `TaskPathError` if there is none."""
+def claimed(claim: Claim, alias: str, past: attempts.Past | None) -> tuple[AnyTaskResult, str | None]:
+    """Return the result of a claim, not yet started, and what of its row cannot be read.
+
+    Its task raises `TaskPathError` if there is none.
+    """
     task = stored_task(claim.task_path, claim.queue_name, claim.priority, claim.scheduled_at, alias)
-    args, kwargs, _ = payload_of(claim.payload)
-    return new(
+    args, kwargs, flaw = payload_of(claim.payload)
+    result = new(
         task,
         claim.job_id,
         args,
@@ -184,6 +189,7 @@ def claimed(claim: Claim, alias: str, past: attempts.Past | None) -> AnyTaskResu
         worker_ids=list(past.worker_ids) if past else [],
         errors=task_errors(past.errors) if past else [],
     )
+    return result, claim.flaw or flaw
 
 
 def start(result: AnyTaskResult, at: datetime | None, worker: str) -> None:
