@@ -345,6 +345,14 @@ class Dialect(ABC):
         """Whether what the statement names is not there: migrations were not run."""
         return any(text in str(error) for text in ("no such table", "doesn't exist"))
 
+    def columns(self, cursor: CursorWrapper, table: str) -> set[str]:
+        """The names of a table's columns.
+
+        Not from Django's description of a table: on SQLite that opens a transaction, which waits for the one writer.
+        """
+        cursor.execute(f"SELECT * FROM {cursor.db.ops.quote_name(table)} WHERE 1 = 0")
+        return {column[0] for column in cursor.description}
+
     def watch(self, connection: BaseDatabaseWrapper) -> None:  # noqa: B027
         """Give up on a connection of the runtime once its server no longer answers."""
 

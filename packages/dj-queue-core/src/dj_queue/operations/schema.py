@@ -74,8 +74,8 @@ def predecessor(database: str) -> str | None:
     with connection.cursor() as cursor:
         if Job._meta.db_table not in connection.introspection.table_names(cursor):
             return None
-        described = connection.introspection.get_table_description(cursor, Job._meta.db_table)
-    if any(column.name in _SINCE_1_0 for column in described):
+        columns = dialect_for(database).columns(cursor, Job._meta.db_table)
+    if not columns.isdisjoint(_SINCE_1_0):
         return None
     return (
         f"The database {database!r} still has the tables of dj-queue 0.6, which this version cannot use and `migrate`"
