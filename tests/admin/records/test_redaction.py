@@ -9,7 +9,7 @@ from urllib.parse import quote, quote_plus
 
 import pytest
 from django.test import Client
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dj_queue.models import FailedExecution, Job, ReadyExecution
@@ -79,6 +79,7 @@ def test_a_hidden_value_is_hidden_in_every_spelling(secret: str, spelled: Callab
     assert HIDDEN in hidden
 
 
+@settings(derandomize=True, deadline=None, max_examples=300)
 @given(st.text(st.characters(exclude_categories=["Cs"]), min_size=4, max_size=60), st.sampled_from(list(SPELLED)))
 def test_any_value_is_hidden_in_any_spelling(secret: str, how: str) -> None:
     text = SPELLED[how](secret)

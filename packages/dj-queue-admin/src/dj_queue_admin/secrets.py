@@ -71,17 +71,20 @@ def _spellings(value: str) -> Iterator[str]:
     yield value
     if len(value) < _ALONE_BELOW:
         return
+    # A pattern that ignores case knows letters that stay one letter: not "ß" as "SS".
+    yield from (value.upper(), value.lower())
     encoded = value.encode("utf-8", "surrogatepass")
     ascii_json, unicode_json = json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]
     yield from (ascii_json, unicode_json, json.dumps(ascii_json)[1:-1], json.dumps(unicode_json)[1:-1])
     # As repr() writes it, whichever quotes that chooses, and once more inside of another text.
     for written in (repr(value)[1:-1], repr(encoded)[2:-1], ascii(value)[1:-1]):
-        yield from (written, written.replace("'", "\\'"), repr(written)[1:-1])
+        twice = repr(written)[1:-1]
+        yield from (written, written.replace("'", "\\'"), twice, twice.replace("'", "\\'"))
     yield from (value.replace("\\", "\\\\").replace('"', '\\"'), html.escape(value), " ".join(value.split()))
     yield from (quote(encoded, safe=""), quote(encoded), quote_plus(encoded), encoded.hex())
     for offset in range(3):
         for core in _base64_cores(encoded, offset):
-            if len(core) > _ALONE_BELOW:
+            if len(core) >= _ALONE_BELOW:
                 yield core
 
 
