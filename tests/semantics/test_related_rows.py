@@ -26,7 +26,7 @@ from dj_queue.runtime.scheduler import Scheduler
 from tests.project import tasks
 from tests.working import states, work
 
-pytestmark = pytest.mark.django_db(transaction=True)
+pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.needs("foreign keys to jobs")]
 
 HOLDING = ["protecting", "restricting", "bare", "nested"]
 GOING = ["cascading", "emptied", "many", "loose"]
