@@ -230,11 +230,14 @@ class Queue(RuleBasedStateMachine):
             job.failures += 1
         self.free(claims)
 
-    def give_back(self, claims: Iterable[Known]) -> None:
+    def give_back(self, claims: Iterable[Known], *, cut: bool = False) -> None:
+        """Claims that are ready again; with `cut`, they were started, and that attempt is recorded."""
         for job in claims:
             assert job.claim is not None
             self.lost.append((job.alias, job.claim))
             job.state, job.claim, job.process = "ready", None, None
+            job.attempts += cut
+            job.failures += cut
 
     def count(self, *what: str) -> None:
         type(self).seen.update(what)
@@ -375,10 +378,13 @@ class Queue(RuleBasedStateMachine):
         if started is not None:
             up_to = held[started - 1].claim.claim.id if started else 0
         recovered = recovery.process_ended(backend_config(alias), process, started_up_to=up_to, give_back=give_back)
-        lost = [] if give_back else held[:started]
+        begun = held[:started]
+        lost = [] if give_back else begun
         assert set(recovered.failed) == {str(job.id) for job in lost}
         assert recovered.released == len(held) - len(lost)
-        self.give_back(job for job in held if job not in lost)
+        self.give_back(job for job in held if job not in begun)
+        if give_back:
+            self.give_back(begun, cut=True)
         self.lose(lost)
         del self.processes[process]
         self.count("crashed", *["crashed with jobs"] * bool(held))
