@@ -67,13 +67,14 @@ def full(django_db_setup: None, django_db_blocker: Any) -> Iterator[None]:
         cursor.execute("ANALYZE")
 
 
-@pytest.fixture
-def prepared(full: None) -> Iterator[None]:
-    """A connection as the runtime has them."""
-    dialect_for("default").prepare_session(connection)
+@pytest.fixture(scope="class")
+def prepared(full: None, django_db_blocker: Any) -> Iterator[None]:
+    """A connection as the runtime has them: prepared before any transaction begins, that of a test too."""
+    with django_db_blocker.unblock():
+        dialect_for("default").prepare_session(connection)
     yield
-    with connection.cursor() as cursor:
-        cursor.execute("RESET ALL")
+    with django_db_blocker.unblock():
+        connection.close()
 
 
 @pytest.fixture(autouse=True)
@@ -89,58 +90,64 @@ def reads(step: Callable[[], Any]) -> float:
 # ---- retention --------------------------------------------------------------------------------------
 
 
-def test_finished_jobs_are_found_behind_all_that_stays(prepared: None) -> None:
-    """A third of the table, and the oldest of it, failed, and is kept: it is passed once, not at every call."""
-    work = retention.Retention(backend_config(), DAY)
-    calls, longest = 0, 0.0
-    while True:
-        began = time.perf_counter()
-        deleted = work.delete_batch()
-        longest = max(longest, time.perf_counter() - began)
-        calls += 1
-        if deleted:
-            break
-    assert calls <= MANY * 3 / 10 / retention._LOOK + 2
-    assert deleted <= retention.BATCH
-    counted = []
-    for _ in range(10):
-        began = time.perf_counter()
-        counted.append(work.delete_batch())
-        longest = max(longest, time.perf_counter() - began)
-    assert counted == [retention.BATCH] * 10
-    found = reads(work.delete_batch)
-    print(f"{MANY:,} jobs: the first after {calls} calls, then {found:,.0f} rows read a call; longest {longest:.3f} s")
-    assert found < 2 * retention._LOOK + 40 * retention.BATCH
+class Batches:
+    @pytest.mark.parametrize(
+        "delete",
+        [
+            lambda: retention.delete_failed(backend_config(), older_than=DAY),
+            lambda: retention.delete_recurring(backend_config(), older_than=DAY),
+        ],
+        ids=["failed", "recurring"],
+    )
+    def test_a_batch_reads_what_it_deletes(self, delete: Callable[[], int]) -> None:
+        assert reads(delete) < 40 * retention.BATCH
 
 
-@pytest.mark.parametrize(
-    "delete",
-    [
-        lambda: retention.delete_failed(backend_config(), older_than=DAY),
-        lambda: retention.delete_recurring(backend_config(), older_than=DAY),
-    ],
-    ids=["failed", "recurring"],
-)
-@pytest.mark.parametrize("session", ["runtime", "any"])
-def test_a_batch_reads_what_it_deletes(delete: Callable[[], int], session: str, full: None, request: Any) -> None:
-    if session == "runtime":
-        request.getfixturevalue("prepared")
-    assert reads(delete) < 40 * retention.BATCH
+@pytest.mark.usefixtures("full")
+class TestAnySession(Batches):
+    pass
 
 
-@pytest.mark.parametrize("kind", ["finished", "failed", "recurring"])
-def test_a_poll_with_nothing_due_reads_little(kind: str, prepared: None) -> None:
-    old = 100 * 365 * DAY
-    match kind:
-        case "finished":
-            work = retention.Retention(backend_config(), old)
-            assert reads(work.delete_batch) <= retention._LOOK + 40 * retention.BATCH
-            # The rest has its turn a little at a time, and then again.
-            assert not any(work.delete_batch() for _ in range(MANY // retention._LOOK + 3))
-        case "failed":
-            assert reads(lambda: retention.delete_failed(backend_config(), older_than=old)) < 100
-        case _:
-            assert reads(lambda: retention.delete_recurring(backend_config(), older_than=old)) < 100
+@pytest.mark.usefixtures("prepared")
+class TestSessionOfTheRuntime(Batches):
+    def test_finished_jobs_are_found_behind_all_that_stays(self) -> None:
+        """A third of the table, and the oldest of it, failed, and is kept: it is passed once, not at every call."""
+        work = retention.Retention(backend_config(), DAY)
+        calls, longest = 0, 0.0
+        while True:
+            began = time.perf_counter()
+            deleted = work.delete_batch()
+            longest = max(longest, time.perf_counter() - began)
+            calls += 1
+            if deleted:
+                break
+        assert calls <= MANY * 3 / 10 / retention._LOOK + 2
+        assert deleted <= retention.BATCH
+        counted = []
+        for _ in range(10):
+            began = time.perf_counter()
+            counted.append(work.delete_batch())
+            longest = max(longest, time.perf_counter() - began)
+        assert counted == [retention.BATCH] * 10
+        found = reads(work.delete_batch)
+        print(
+            f"{MANY:,} jobs: the first after {calls} calls, then {found:,.0f} rows read a call; longest {longest:.3f} s"
+        )
+        assert found < 2 * retention._LOOK + 40 * retention.BATCH
+
+    @pytest.mark.parametrize("kind", ["finished", "failed", "recurring"])
+    def test_a_poll_with_nothing_due_reads_little(self, kind: str) -> None:
+        old = 100 * 365 * DAY
+        match kind:
+            case "finished":
+                work = retention.Retention(backend_config(), old)
+                assert reads(work.delete_batch) <= retention._LOOK + 40 * retention.BATCH
+                # The rest has its turn a little at a time, and then again.
+                assert not any(work.delete_batch() for _ in range(MANY // retention._LOOK + 3))
+            case "failed":
+                assert reads(lambda: retention.delete_failed(backend_config(), older_than=old)) < 100
+            case _:
+                assert reads(lambda: retention.delete_recurring(backend_config(), older_than=old)) < 100
 
 
 @pytest.mark.parametrize("dry", [True, False])

@@ -150,8 +150,9 @@ def _is_bounded(name: str, plan: Plan) -> bool:
 
 # Tables that hold only what runs, what is limited, and who logs in.
 _SMALL = {"dj_queue_claimed_executions", "dj_queue_semaphores", "dj_queue_processes", "dj_queue_recurring_tasks"}
-# A search loads its matches in up to five pieces; a list without rows asks neither for them nor for their jobs.
-_MORE = {"a text": 6, "a text of failed": 6, "failures with a text": 6}
+# A search loads its matches in five pieces, and a sixth that tells whether there are more; a list without rows asks
+# neither for them nor for their jobs.
+_MORE = {"a text": 7, "a text of failed": 7, "failures with a text": 7}
 
 
 def _pages() -> dict[str, str]:
