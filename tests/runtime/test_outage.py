@@ -348,6 +348,51 @@ class TestEmbedded:
         assert list(Process.objects.values()) == []
 
 
+@pytest.mark.django_db(transaction=True)
+class TestRegistration:
+    """A registration is stored, and its answer is lost: the row is nobody's, and stands in nobody's way."""
+
+    @pytest.fixture
+    def worker(self):
+        from dj_queue.config import WorkerConfig, backend_config
+        from dj_queue.runtime.worker import Worker
+
+        supervisor = Process.objects.create(kind="Supervisor", name="supervisor-1", pid=1, hostname="here")
+        worker = Worker(backend_config(), WorkerConfig(), "worker-1", supervisor.pk)
+        yield worker
+        worker.wakeup.close()
+
+    @pytest.fixture
+    def unanswered(self):
+        """Store what is inserted next, and lose the connection before its answer comes."""
+        lost = []
+
+        def lose(execute, sql, params, many, context):
+            done = execute(sql, params, many, context)
+            if sql.startswith("INSERT") and not lost:
+                lost.append(sql)
+                raise OperationalError("the server closed the connection unexpectedly")
+            return done
+
+        with connection.execute_wrapper(lose):
+            yield lost
+
+    def test_the_next_one_takes_its_place(self, worker, unanswered):
+        worker.attempt(worker._register)
+        assert worker.process_id is None
+        [stored] = Process.objects.filter(kind="Worker")
+        worker.attempt(worker._register)
+        [row] = Process.objects.filter(kind="Worker")
+        assert row.pk == worker.process_id != stored.pk
+        assert (row.name, row.supervisor_id) == ("worker-1", worker.supervisor_id)
+
+    def test_a_stop_leaves_no_row(self, worker, unanswered, monkeypatch):
+        monkeypatch.setattr(worker, "sleep", lambda seconds: worker.request_stop())
+        worker.run()
+        assert len(unanswered) == 1
+        assert not Process.objects.filter(kind="Worker").exists()
+
+
 class TestErrors:
     @pytest.mark.django_db(transaction=True)
     def test_away_is_said_once_and_waits_longer_and_longer(self, caplog):

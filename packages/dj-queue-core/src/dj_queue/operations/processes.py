@@ -51,6 +51,18 @@ def deregister(config: BackendConfig, process_id: int) -> None:
     remove(config, process_id)
 
 
+def deregister_unanswered(config: BackendConfig, *, name: str, supervisor_id: int | None) -> None:
+    """Delete the row that a registration may have stored whose answer was lost.
+
+    A supervisor has one living runner of a name. Of a supervisor itself nothing tells whose a row is: its heartbeat
+    expires.
+    """
+    if supervisor_id is not None:
+        process_id = find(config, name=name, supervisor_id=supervisor_id)
+        if process_id is not None:
+            remove(config, process_id)
+
+
 def remove(config: BackendConfig, process_id: int) -> None:
     """Delete the row alone. A claim that commits too late keeps its name, by which it may be settled."""
     rows = Process.objects.using(config.database_alias)

@@ -97,6 +97,7 @@ class Runner(ABC):
         self.pid = os.getpid()
         self.hostname = socket.gethostname()
         self.process_id: int | None = None
+        self._unanswered = False  # whether a registration was tried of which we do not know what became
         self.parent: int | None = None  # the supervisor's pid, where this runner is a child process
         self.end = End.DRAINED
         self.lease = self._new_lease()
@@ -148,6 +149,8 @@ class Runner(ABC):
         try:
             self._register_until_stopped()
             if self.process_id is None:
+                if self._unanswered:
+                    self.attempt(self._deregister_unanswered)
                 return self.end
             self._heart = Heartbeat(self.config, kind, self.process_id, self.lease, self.lapse, self.wakeup.set)
             with self._heart:
@@ -242,7 +245,10 @@ class Runner(ABC):
                 self.sleep(wait)
 
     def _register(self) -> float:
+        if self._unanswered:
+            self._deregister_unanswered()
         sent_at = leases.now()
+        self._unanswered = True
         self.process_id = processes.register(
             self.config,
             kind=self.kind,
@@ -252,6 +258,7 @@ class Runner(ABC):
             metadata=self.metadata,
             supervisor_id=self.supervisor_id,
         )
+        self._unanswered = False
         self.board.process_id = self.process_id
         self.lease = self._new_lease()
         self.lease.renew(sent_at)
@@ -271,6 +278,11 @@ class Runner(ABC):
         assert self.process_id is not None
         processes.deregister(self.config, self.process_id)
         self.board.process_id = None
+        return 0.0
+
+    def _deregister_unanswered(self) -> float:
+        """The row of a registration whose answer never came stands in the way of the next one, and of nobody's use."""
+        processes.deregister_unanswered(self.config, name=self.name, supervisor_id=self.supervisor_id)
         return 0.0
 
     def _rest(self, seconds: float) -> None:
