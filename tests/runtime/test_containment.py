@@ -37,9 +37,10 @@ def test_exceptions_that_come_late_cost_a_thread_and_no_job(runtime, mode):
     running = runtime(options=TWO_THREADS | {"mode": mode}, rows=2)
     worker = pid_of("worker-1")
     for _ in range(3):
+        told = running.output.count("LateError")
         thread = run_one(hostile.be_ended_late)
         # The other thread has its turn too: until the first one has met its exception.
-        wait_until(lambda: run_one(hostile.return_thread) and "LateError" in running.output)
+        wait_until(lambda told=told: run_one(hostile.return_thread) and running.output.count("LateError") > told)
         assert thread
     enqueue(*[(hostile.return_thread,)] * 20)
     wait_settled()

@@ -14,7 +14,8 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
-from django.db import connection
+from django.db import connection, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 from django.tasks import TaskResultStatus, default_task_backend
 from django.test import override_settings
 from django.utils import timezone
@@ -542,14 +543,16 @@ LOGGING["loggers"]["django.db.backends"] = {{"handlers": ["sql"], "level": "DEBU
 
 class TestPool:
     def test_a_driver_that_fails_between_two_jobs_costs_neither_the_thread_nor_the_job(self, monkeypatch):
-        def fail():
+        def fail(self):
             raise RuntimeError("the pool of the driver is closed")
 
-        monkeypatch.setattr("dj_queue.runtime.pool.close_old_connections", fail)
+        def run(job):
+            assert connections["default"]  # the thread has one from now on
+            ran.append(job)
+
+        monkeypatch.setattr(BaseDatabaseWrapper, "close_if_unusable_or_obsolete", fail)
         errors, ran = [], []
-        pool = Pool(
-            1, run=ran.append, may_start=lambda job: True, on_done=lambda: None, on_error=errors.append, name="worker"
-        )
+        pool = Pool(1, run=run, may_start=lambda job: True, on_done=lambda: None, on_error=errors.append, name="worker")
         jobs = [execution.Job(mock.sentinel.claim, 0.0) for _ in range(3)]
         for job in jobs:
             pool.submit(job)
@@ -557,4 +560,4 @@ class TestPool:
         wait_until(lambda: done.extend(pool.collect()) or len(done) == 3)
         pool.close()
         assert ran == done == jobs
-        assert [str(error) for error in errors] == ["the pool of the driver is closed"] * 6
+        assert [str(error) for error in errors] == ["the pool of the driver is closed"] * 5

@@ -10,31 +10,33 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from dj_queue import forks
+
 
 def call[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
     """Call it, and return or raise what it does, in this process alone."""
-    process = os.getpid()
+    depth = forks.depth
     try:
         returned = function(*args, **kwargs)
     except BaseException as error:
-        if os.getpid() != process:
+        if forks.depth != depth:
             _end_child(error)
         raise
-    if os.getpid() != process:
+    if forks.depth != depth:
         _end_child(None)
     return returned
 
 
 async def call_async[**P, R](function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
     """The same for a coroutine function: its loop may run in another thread, which a child would never leave."""
-    process = os.getpid()
+    depth = forks.depth
     try:
         returned = await function(*args, **kwargs)
     except BaseException as error:
-        if os.getpid() != process:
+        if forks.depth != depth:
             _end_child(error)
         raise
-    if os.getpid() != process:
+    if forks.depth != depth:
         _end_child(None)
     return returned
 

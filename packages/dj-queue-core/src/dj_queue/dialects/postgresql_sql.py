@@ -7,7 +7,7 @@ snapshot shows; a delete by id finds the old version, and follows it to the new 
 what concurrency limits need stand in modules of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from dj_queue.dialects.base import FIRST_WORKERS, MOST_WORKERS, NewJob, Outcome
@@ -99,21 +99,21 @@ CALENDAR = {"first": "'0001-01-03 00:00+00'::timestamptz", "last": "'9999-12-29 
 
 FINISH = """
 WITH done AS MATERIALIZED (
-  SELECT * FROM unnest(%(claims)s::bigint[], %(values)s::text[], %(starts)s::timestamptz[],
+  SELECT * FROM unnest(%(claims)s::bigint[], %(values)s::text[],
     %(classes)s::text[], %(messages)s::text[], %(traces)s::text[]{keys})
-    AS d(claim_id, return_value, started_at, exception_class, message, trace{key})
+    AS d(claim_id, return_value, exception_class, message, trace{key})
 ),
 gone AS (
   DELETE FROM dj_queue_claimed_executions claim USING done WHERE claim.id = done.claim_id
-  RETURNING claim.id, claim.job_id, done.return_value, done.started_at, done.exception_class,
+  RETURNING claim.id, claim.job_id, claim.created_at, done.return_value, done.exception_class,
     done.message, done.trace{done_key}
 ),{succeeded}{freed}
 changed AS (
   UPDATE dj_queue_jobs job SET
     finished_at = CASE WHEN gone.exception_class IS NULL THEN statement_timestamp() END,
     return_value = gone.return_value::jsonb,
-    started_at = coalesce(job.started_at, gone.started_at),
-    last_attempted_at = gone.started_at,
+    started_at = coalesce(job.started_at, gone.created_at),
+    last_attempted_at = gone.created_at,
     worker_ids = {workers} || to_jsonb(%(worker)s::text),
     updated_at = statement_timestamp()
   FROM gone WHERE job.id = gone.job_id {only}{returning}
@@ -183,13 +183,18 @@ def finish(
     return statement, {
         "worker": worker,
         "claims": [outcome.claim_id for outcome in outcomes],
-        "values": [outcome.return_value for outcome in outcomes],
-        "starts": [outcome.started_at for outcome in outcomes],
-        "classes": [outcome.error and outcome.error.exception_class for outcome in outcomes],
-        "messages": [outcome.error and outcome.error.message for outcome in outcomes],
-        "traces": [outcome.error and outcome.error.traceback for outcome in outcomes],
+        "values": _texts(outcome.return_value for outcome in outcomes),
+        "classes": _texts(outcome.error and outcome.error.exception_class for outcome in outcomes),
+        "messages": _texts(outcome.error and outcome.error.message for outcome in outcomes),
+        "traces": _texts(outcome.error and outcome.error.traceback for outcome in outcomes),
         **({"claim_keys": [keys.get(outcome.claim_id) for outcome in outcomes]} if keys else {}),
     }
+
+
+def _texts(values: Iterable[str | None]) -> list[str | None]:
+    """An array beside others; empty where it has nothing to say, as `unnest` fills up what is shorter."""
+    texts = list(values)
+    return texts if any(text is not None for text in texts) else []
 
 
 # ---- release, promote -------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
 from contextvars import copy_context
 from datetime import datetime, timedelta
-from functools import partial
+from functools import lru_cache, partial
 from inspect import iscoroutinefunction
 
 from asgiref.sync import async_to_sync
@@ -85,7 +85,7 @@ def run(job: Job, config: BackendConfig, *, worker: str) -> None:
     began = time.monotonic()
     # The claim's own time: what another process reads of a running job is what the task itself is told.
     started_at = job.claim.claimed_at
-    job.waited = _waited(job.claim, started_at + timedelta(seconds=began - job.received))
+    job.began = began
     value: str | None = None
     error: ErrorRecord | None = None
     job.started_at = started_at
@@ -197,10 +197,14 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
     task = result.task
     results.send("task_started", result)
     args = (TaskContext(task_result=result), *result.args) if task.takes_context else result.args
-    if type(task).call is Task.call and iscoroutinefunction(task.func):
+    if type(task).call is not Task.call:
+        value = callouts.call(task.call, *args, **result.kwargs)
+    elif _is_coroutine(task.func):
         value = async_to_sync(callouts.call_async)(task.func, *args, **result.kwargs)
     else:
-        value = callouts.call(task.call, *args, **result.kwargs)
+        value = callouts.call(task.func, *args, **result.kwargs)
+    if value is None:
+        return None
     try:
         job.value = normalize(value, dialect_for(config.database_alias).json_limits)
         return None if job.value is None else dump(job.value)
@@ -208,6 +212,10 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
         # Exactly the classes that Django's own backends fail with.
         kind = ValueError if isinstance(error, NotUTF8Error) else TypeError
         raise kind(f"The task returned what cannot be stored: {error}. Return plain JSON values.") from None
+
+
+# Takes longer than all else around a call.
+_is_coroutine = lru_cache(maxsize=1024)(iscoroutinefunction)
 
 
 def _announce(result: AnyTaskResult, exception: BaseException | None) -> None:
@@ -286,7 +294,7 @@ def _tell(config: BackendConfig, recorded: Recorded) -> None:
             "queue_name": job.claim.queue_name,
             "task_path": job.claim.task_path,
             "seconds": job.seconds,
-            "waited_seconds": job.waited,
+            "waited_seconds": _waited(job),
         }
         error = job.outcome.error
         if error:
@@ -298,10 +306,12 @@ def _tell(config: BackendConfig, recorded: Recorded) -> None:
         events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
 
 
-def _waited(claim: Claim, started_at: datetime) -> float | None:
+def _waited(job: Job) -> float | None:
     """Seconds from when the job was due to its start; None for what was tried before, whose wait began later."""
-    if claim.started_at is not None:
+    claim = job.claim
+    if claim.started_at is not None or job.began is None:
         return None
+    started_at = claim.claimed_at + timedelta(seconds=job.began - job.received)
     due = max(claim.created_at, claim.scheduled_at) if claim.scheduled_at else claim.created_at
     return max(0.0, (started_at - due).total_seconds())
 

@@ -47,7 +47,7 @@ class Job:
     value: Any = None
     exception: BaseException | None = None
     seconds: float = field(default=0.0)
-    waited: float | None = None  # seconds from when it was due to its start
+    began: float | None = None  # the same clock when its task was about to be called
     settled: bool = False  # recorded, no longer ours, or given up: nothing is left to be written
     given_up: bool = False  # its claim stands, until its process has ended
     refusal: Exception | None = None  # the database's last

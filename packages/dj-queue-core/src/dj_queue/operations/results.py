@@ -13,7 +13,6 @@ from django.db import Error
 from django.tasks import Task, TaskResult, TaskResultStatus, signals
 from django.tasks.base import TaskError
 from django.tasks.exceptions import TaskResultDoesNotExist
-from django.utils.json import normalize_json
 from django.utils.module_loading import import_string
 
 from dj_queue import callouts
@@ -38,12 +37,10 @@ def get(config: BackendConfig, result_id: str) -> AnyTaskResult:
     if stored is None:
         raise TaskResultDoesNotExist(result_id)
     job, claim, failure = stored
-    args, kwargs, _ = shaped(job.payload)
-    result = new(
+    result, _ = _of_payload(
         stored_task(job.task_path, job.queue_name, job.priority, job.scheduled_at, job.backend_alias),
         job_id,
-        args,
-        kwargs,
+        shaped(job.payload),
         enqueued_at=job.created_at,
         started_at=job.started_at,
         last_attempted_at=job.last_attempted_at,
@@ -77,15 +74,11 @@ def payload_of(text: str) -> Payload:
 def shaped(payload: Any) -> Payload:
     if not isinstance(payload, dict):
         return Payload([], {}, f"its payload is {_kind(payload)}, and not an object of args and kwargs")
-    if payload.keys().isdisjoint(("args", "kwargs")):
+    if "args" not in payload and "kwargs" not in payload:
         return Payload([], {}, "its payload has neither args nor kwargs")
     args, kwargs = payload.get("args", []), payload.get("kwargs", {})
     if not isinstance(args, list) or not isinstance(kwargs, dict):
         return Payload([], {}, f"args is {_kind(args)} and kwargs is {_kind(kwargs)} in its payload")
-    try:
-        normalize_json([args, kwargs])
-    except RecursionError:
-        return Payload([], {}, "its payload is nested too deep")
     return Payload(args, kwargs)
 
 
@@ -172,18 +165,24 @@ def new(
     )
 
 
+def _of_payload(task: AnyTask, job_id: UUID, payload: Payload, **fields: Any) -> tuple[AnyTaskResult, str | None]:
+    """Return the result, and what of its payload cannot be read."""
+    try:
+        return new(task, job_id, payload.args, payload.kwargs, **fields), payload.flaw
+    except RecursionError:  # Django's result goes through the arguments once more
+        return new(task, job_id, [], {}, **fields), "its payload is nested too deep"
+
+
 def claimed(claim: Claim, alias: str, past: attempts.Past | None) -> tuple[AnyTaskResult, str | None]:
     """Return the result of a claim, not yet started, and what of its row cannot be read.
 
     Its task raises `TaskPathError` if there is none.
     """
     task = stored_task(claim.task_path, claim.queue_name, claim.priority, claim.scheduled_at, alias)
-    args, kwargs, flaw = payload_of(claim.payload)
-    result = new(
+    result, flaw = _of_payload(
         task,
         claim.job_id,
-        args,
-        kwargs,
+        payload_of(claim.payload),
         enqueued_at=claim.created_at,
         started_at=claim.started_at,
         worker_ids=list(past.worker_ids) if past else [],

@@ -107,7 +107,7 @@ def silence(database: str) -> None:
 
 def left_open() -> dict[str, int]:
     """This thread's connections that are inside a transaction, and in how many atomic blocks each is."""
-    return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True) if _is_open(each)}
+    return {each.alias: len(each.atomic_blocks) for each in connections.all(initialized_only=True) if is_open(each)}
 
 
 def abandon(before: Mapping[str, int] | None = None) -> list[str]:
@@ -120,7 +120,7 @@ def abandon(before: Mapping[str, int] | None = None) -> list[str]:
     abandoned = []
     for connection in connections.all(initialized_only=True):
         alias = connection.alias
-        if not _is_open(connection):
+        if not is_open(connection):
             continue
         if alias not in before:
             abandoned.append(alias)
@@ -183,7 +183,8 @@ def _begin(stack: ExitStack, connection: BaseDatabaseWrapper, *, again: bool) ->
         stack.enter_context(block)
 
 
-def _is_open(connection: BaseDatabaseWrapper) -> bool:
+def is_open(connection: BaseDatabaseWrapper) -> bool:
+    """Whether it is inside a transaction."""
     if connection.in_atomic_block:
         return True
     # Where autocommit is off by the settings, some transaction is always open.

@@ -5,8 +5,9 @@ a task forks: only the process of the runner itself may write.
 """
 
 import mmap
-import os
 import struct
+
+from dj_queue import forks
 
 # Native: each number is written at once, and not byte by byte.
 _NUMBER = struct.Struct("@q")
@@ -22,11 +23,11 @@ class Board:
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, 4 * _NUMBER.size)
-        self._writer = os.getpid()
+        self._writer = forks.depth
 
     def take(self) -> None:
         """From now on this process, and no other, writes here."""
-        self._writer = os.getpid()
+        self._writer = forks.depth
 
     @property
     def started_up_to(self) -> int:
@@ -59,7 +60,7 @@ class Board:
 
     @until.setter
     def until(self, moment: float) -> None:
-        if os.getpid() == self._writer:
+        if forks.depth == self._writer:
             _TIME.pack_into(self._memory, _UNTIL, moment)
 
     def started(self, claim_id: int) -> None:
@@ -72,5 +73,5 @@ class Board:
         return number
 
     def _write(self, offset: int, number: int) -> None:
-        if os.getpid() == self._writer:
+        if forks.depth == self._writer:
             _NUMBER.pack_into(self._memory, offset, number)

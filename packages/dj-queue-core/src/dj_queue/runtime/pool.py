@@ -14,14 +14,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from contextvars import Context
 from queue import SimpleQueue
 
-from django.conf import settings
 from django.core.cache import caches
-from django.db import Error, close_old_connections, connections, reset_queries
+from django.db import Error, connections
+from django.db.backends.base.base import BaseDatabaseWrapper
 
 from dj_queue.operations import execution, transactions
 from dj_queue.operations.execution import Job
@@ -245,32 +245,37 @@ class Pool:
             self._perform(thread, thread.job)
 
     def _perform(self, thread: "_Thread", job: Job) -> None:
-        self._refresh_connections()
+        self._refresh_connections(thread)
         thread.context.copy().run(self._run, job)
-        self._tidy_connections(job)
+        self._tidy_connections(thread, job)
         self.done.append(job)
         thread.job = None
         self._on_done()
 
     def _follow(self, thread: "_Thread", call: FollowUp) -> None:
-        self._refresh_connections()
+        self._refresh_connections(thread)
         try:
             thread.context.copy().run(call)
         except Exception as error:  # the jobs it is about are recorded, and the next ones wait
             self._on_error(error)
-        self._tidy_connections(None)
+        self._tidy_connections(thread, None)
         self._following.discard(call)
         thread.call = None
         self._on_done()
 
-    def _tidy_connections(self, job: Job | None) -> None:
+    def _tidy_connections(self, thread: "_Thread", job: Job | None) -> None:
         """Let no transaction that was left open reach the next job."""
+        # Asked for once a job, as it takes longer than all the rest where there is none.
+        thread.connections = connections.all(initialized_only=True)
+        if not thread.connections:
+            return
         try:
-            if transactions.left_open():
+            if any(transactions.is_open(connection) for connection in thread.connections):
                 self._close_left_open(job)
+                thread.connections = connections.all(initialized_only=True)
         except Exception as error:
             self._on_error(error)
-        self._refresh_connections()
+        self._refresh_connections(thread)
         transactions.roll_back_unseen()
 
     def _close_left_open(self, job: Job | None) -> None:
@@ -286,15 +291,15 @@ class Pool:
         what = f"Job {job.claim.job_id} ({job.claim.task_path})" if job is not None else "A receiver of task_finished"
         transactions.tell_left_open(what, aliases)
 
-    def _refresh_connections(self) -> None:
+    def _refresh_connections(self, thread: "_Thread") -> None:
         """What Django does around a request: drop connections that are broken or too old."""
-        try:
-            with suppress(Error):
-                close_old_connections()
-            if settings.DEBUG:
-                reset_queries()
-        except Exception as error:  # a driver's, a pool's: the thread, and the job in its hands, must go on
-            self._on_error(error)
+        for connection in thread.connections:
+            try:
+                with suppress(Error):
+                    connection.close_if_unusable_or_obsolete()
+                connection.queries_log.clear()
+            except Exception as error:  # a driver's, a pool's: the thread, and the job in its hands, must go on
+                self._on_error(error)
 
 
 class _Thread(threading.Thread):
@@ -308,6 +313,7 @@ class _Thread(threading.Thread):
         self.context = Context()
         self.job: Job | None = None
         self.call: FollowUp | None = None
+        self.connections: Sequence[BaseDatabaseWrapper] = []  # after the last job
         self.error: BaseException | None = None
         self.over = False
 
