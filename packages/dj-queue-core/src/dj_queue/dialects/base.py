@@ -114,14 +114,14 @@ class LockedSemaphore(NamedTuple):
     key: str
     value: int
     limit: int
-    expires_at: datetime
+    expires_at: datetime | None  # None if it cannot be read
 
 
 class SemaphoreState(NamedTuple):
     key: str
     free: int
     limit: int
-    expires_at: datetime
+    expires_at: datetime | None  # None if it cannot be read
     waiters: int
 
 
@@ -183,6 +183,8 @@ class Dialect(ABC):
     observes_in_transaction = False
     _queue_names = observation_sql.DISTINCT_NAMES
     _capped_count = observation_sql.PROBED
+    # A time of a column, so that one which Python cannot hold keeps no other row from being read.
+    _readable_time = "{0}"
 
     @abstractmethod
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
@@ -393,7 +395,8 @@ class Dialect(ABC):
     def queue_counts(self, cursor: CursorWrapper, *, alias: str, cap: int, most: int) -> list[QueueCounts]:
         """The first `most` queues, in the order of their names, that have jobs, a pause or a recurring task."""
         cursor.execute(
-            observation_sql.queues(self._queue_names, self._capped_count, cap=cap, most=most), {"alias": alias}
+            observation_sql.queues(self._queue_names, self._capped_count, self._readable_time, cap=cap, most=most),
+            {"alias": alias},
         )
         return [
             QueueCounts(
@@ -406,7 +409,9 @@ class Dialect(ABC):
 
     def waiting_since(self, cursor: CursorWrapper, *, alias: str, look: int) -> dict[str, datetime]:
         """Since when the longest waiting ready job of each queue has waited, among the first of each priority."""
-        cursor.execute(observation_sql.waiting_since(self._queue_names, look=look), {"alias": alias})
+        cursor.execute(
+            observation_sql.waiting_since(self._queue_names, self._readable_time, look=look), {"alias": alias}
+        )
         times = ((name, read_time(cursor, since)) for name, since in cursor.fetchall())
         return {name: since for name, since in times if since is not None}
 
@@ -421,15 +426,12 @@ class Dialect(ABC):
     def semaphores(self, cursor: CursorWrapper, *, cap: int, most: int) -> list[SemaphoreState]:
         """The first `most` semaphores of the database, in the order of their keys."""
         quoted = cursor.db.ops.quote_name
-        cursor.execute(
-            observation_sql.semaphores(quoted("key"), quoted("limit"), self._capped_count, cap=cap, most=most)
-        )
-        rows = []
-        for key, free, limit, expiry, waiters in cursor.fetchall():
-            expires_at = read_time(cursor, expiry)
-            assert expires_at is not None
-            rows.append(SemaphoreState(key, free, limit, expires_at, waiters))
-        return rows
+        names = quoted("key"), quoted("limit")
+        cursor.execute(observation_sql.semaphores(*names, self._capped_count, self._readable_time, cap=cap, most=most))
+        return [
+            SemaphoreState(key, free, limit, read_time(cursor, expires_at), waiters)
+            for key, free, limit, expires_at, waiters in cursor.fetchall()
+        ]
 
     # ---- wake-up: where the database can tell an idle worker of new work ----
 
@@ -465,9 +467,13 @@ class Dialect(ABC):
         return None
 
 
-def read_time(cursor: CursorWrapper, value: datetime | str | None) -> datetime | None:
-    """A time as a cursor gives it, as Django's own fields read it."""
-    time = parse_datetime(value) if isinstance(value, str) else value
-    if time is None or not settings.USE_TZ or timezone.is_aware(time):
-        return time
-    return timezone.make_aware(time, cursor.db.timezone)
+def read_time(cursor: CursorWrapper, value: datetime | str | bytes | None) -> datetime | None:
+    """A time as a cursor gives it, as Django's own fields read it; None for what is none."""
+    try:
+        text = value.decode() if isinstance(value, bytes) else value
+        time = parse_datetime(text) if isinstance(text, str) else text
+        if time is None or not settings.USE_TZ or timezone.is_aware(time):
+            return time
+        return timezone.make_aware(time, cursor.db.timezone)
+    except (ValueError, OverflowError):
+        return None

@@ -263,7 +263,8 @@ class MySQL(Dialect):
     ) -> list[LockedSemaphore]:
         lock = sql.LOCK_SEMAPHORE.format(now="expires_at", skip="SKIP LOCKED" if skip_locked else "")
         rows = for_each(cursor, lock, [(key,) for key in sorted(keys)])
-        return [LockedSemaphore._make([*row[1:5], read_time(cursor, row[5])]) for row in rows]
+        # The driver makes nothing of a date that is none, such as a session that is not strict stores.
+        return [LockedSemaphore._make([*row[1:5], row[5] and read_time(cursor, row[5])]) for row in rows]
 
     def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
         at = stored_time(cursor, now)

@@ -34,7 +34,7 @@ def capped(count: str, table: str, where: str, cap: int) -> str:
     return count.format(table=table, where=where, cap=cap, more=cap + 1)
 
 
-def queues(names: str, count: str, *, cap: int, most: int) -> str:
+def queues(names: str, count: str, time: str, *, cap: int, most: int) -> str:
     """One row for each queue that has jobs, a pause or a recurring task."""
     of_queue = "backend_alias = %(alias)s AND queue_name = names.queue_name"
     counts = {
@@ -73,18 +73,20 @@ SELECT counted.queue_name, counted.ready, counted.scheduled,
   counted.blocked, counted.failed,
   CASE WHEN {exceeded} THEN NULL ELSE {capped(count, "dj_queue_jobs", of_counted, cap)} END,
   CASE WHEN EXISTS (SELECT 1 FROM dj_queue_pauses WHERE {of_counted}) THEN 1 ELSE 0 END,
-  (SELECT scheduled_at FROM dj_queue_scheduled_executions WHERE {of_counted} ORDER BY scheduled_at LIMIT 1),
-  (SELECT created_at FROM dj_queue_blocked_executions WHERE {of_counted} ORDER BY id LIMIT 1)
+  (SELECT {time.format("scheduled_at")} FROM dj_queue_scheduled_executions WHERE {of_counted}
+    ORDER BY scheduled_at LIMIT 1),
+  (SELECT {time.format("created_at")} FROM dj_queue_blocked_executions WHERE {of_counted} ORDER BY id LIMIT 1)
 FROM counted ORDER BY counted.queue_name LIMIT {most}"""
 
 
-def waiting_since(names: str, *, look: int) -> str:
+def waiting_since(names: str, time: str, *, look: int) -> str:
     """Since when the longest waiting ready job of each queue has been ready.
 
     Within a priority, jobs lie in the order in which they became ready, but for those that a worker gave
     back to their old places: so the first `look` of each priority are looked at, and no more.
     """
     head = "backend_alias = %(alias)s AND queue_name = heads.queue_name AND priority = heads.priority"
+    since = time.format("coalesce(latency_started_at, created_at)")
     return f"""
 WITH RECURSIVE {names.format(table="dj_queue_ready_executions")},
 heads AS (
@@ -105,7 +107,7 @@ bounded AS (
   FROM heads WHERE priority IS NOT NULL LIMIT 1000000
 )
 SELECT queue_name, min(since) FROM (
-  SELECT queue_name, (SELECT min(coalesce(latency_started_at, created_at)) FROM dj_queue_ready_executions ready
+  SELECT queue_name, (SELECT min({since}) FROM dj_queue_ready_executions ready
     WHERE ready.backend_alias = %(alias)s AND ready.queue_name = bounded.queue_name
       AND ready.priority = bounded.priority AND ready.id <= coalesce(bounded.last_id, 9223372036854775807)) AS since
   FROM bounded
@@ -121,10 +123,10 @@ SELECT %(queue{n})s, (SELECT count(finished_at) FROM (
     return " UNION ALL ".join(branch.format(n=n, look=look) for n in range(count))
 
 
-def semaphores(key: str, limit: str, count: str, *, cap: int, most: int) -> str:
+def semaphores(key: str, limit: str, count: str, time: str, *, cap: int, most: int) -> str:
     """The first semaphores by key, with how many jobs each holds back. `key` and `limit` are quoted names."""
     waiters = capped(count, "dj_queue_blocked_executions", "concurrency_key = semaphore.name", cap)
     return f"""
-SELECT semaphore.name, semaphore.value, semaphore.slots, semaphore.expires_at, {waiters}
+SELECT semaphore.name, semaphore.value, semaphore.slots, {time.format("semaphore.expires_at")}, {waiters}
 FROM (SELECT {key} AS name, value, {limit} AS slots, expires_at FROM dj_queue_semaphores ORDER BY {key} LIMIT {most})
   semaphore ORDER BY semaphore.name"""

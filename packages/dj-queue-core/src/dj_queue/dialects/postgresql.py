@@ -59,6 +59,7 @@ class PostgreSQL(Dialect):
     observes_in_transaction = True
     _queue_names = observation_sql.SKIPPED_NAMES
     _capped_count = observation_sql.LIMITED
+    _readable_time = sql.READABLE_TIME
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         # By this host's clock: it only decides who is told at once. What is due is decided by the database's.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dj_queue.dialects.base import LimitedJob
-from dj_queue.dialects.postgresql_sql import CHANNEL
+from dj_queue.dialects.postgresql_sql import CHANNEL, READABLE_TIME
 
 # ---- enqueue ----------------------------------------------------------------------------------------
 
@@ -115,9 +115,10 @@ def limited_rows(jobs: Sequence[LimitedJob]) -> dict[str, Any]:
 
 # ---- unblock ----------------------------------------------------------------------------------------
 
-LOCK = """
-SELECT id, key, value, "limit", expires_at FROM dj_queue_semaphores WHERE key = ANY (%(keys)s)
-ORDER BY key COLLATE "C" FOR UPDATE {skip}"""
+LOCK = f"""
+SELECT id, key, value, "limit", {READABLE_TIME.format("expires_at")}
+FROM dj_queue_semaphores WHERE key = ANY (%(keys)s)
+ORDER BY key COLLATE "C" FOR UPDATE {{skip}}"""
 
 # Younger than the locks it relies on: what blocked on a semaphore before them is seen.
 UNBLOCK = """

@@ -95,6 +95,8 @@ FROM held LEFT JOIN dj_queue_jobs job ON job.id = held.job_id"""
 # What Python can hold, in whatever time zone: a time beyond it would keep a whole batch from being read.
 CALENDAR = {"first": "'0001-01-03 00:00+00'::timestamptz", "last": "'9999-12-29 00:00+00'::timestamptz"}
 
+READABLE_TIME = "CASE WHEN {{0}} BETWEEN {first} AND {last} THEN {{0}} END".format(**CALENDAR)
+
 # ---- finish -----------------------------------------------------------------------------------------
 
 FINISH = """

@@ -35,6 +35,7 @@ from dj_queue.dialects.base import (
     UnblockedJob,
     flawed,
     lasting,
+    read_time,
 )
 from dj_queue.serialization import JSONLimits
 
@@ -47,6 +48,7 @@ class SQLite(Dialect):
     json_limits = JSONLimits(depth=500)  # JSON_VALID, which guards the columns, stops at 1000
     _queue_names = observation_sql.SKIPPED_NAMES
     _capped_count = observation_sql.LIMITED
+    _readable_time = "CAST({0} AS BLOB)"  # the driver would give up all rows for a text that is none
 
     def insert(self, cursor: CursorWrapper, jobs: Sequence[NewJob], *, alias: str, notify: bool) -> datetime:
         now = timezone.now()
@@ -258,16 +260,11 @@ class SQLite(Dialect):
     ) -> list[LockedSemaphore]:
         # What locks is the transaction.
         cursor.execute(
-            'SELECT id, key, value, "limit", expires_at FROM dj_queue_semaphores'
+            'SELECT id, key, value, "limit", CAST(expires_at AS BLOB) FROM dj_queue_semaphores'
             " WHERE key IN (SELECT value FROM json_each(%s)) ORDER BY key",
             [json.dumps(list(keys))],
         )
-        rows = []
-        for *row, expires_at in cursor.fetchall():
-            at = _read(expires_at)
-            assert at is not None
-            rows.append(LockedSemaphore._make([*row, at]))
-        return rows
+        return [LockedSemaphore._make([*row, read_time(cursor, expires_at)]) for *row, expires_at in cursor.fetchall()]
 
     def make_semaphores(self, cursor: CursorWrapper, limits: Mapping[str, int], now: datetime) -> None:
         at = _stored(now)

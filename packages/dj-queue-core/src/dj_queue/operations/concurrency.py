@@ -270,7 +270,7 @@ def _acquire(
         taken[row.key] = min(wanted[row.key], max(row.value, 0))
         row.value -= taken[row.key]
         row.updated_at = now  # pyright: ignore[reportAttributeAccessIssue]
-        if taken[row.key]:
+        if taken[row.key] or row.expires_at is None:  # which cannot be read
             row.expires_at = now + timedelta(seconds=_duration(config, job))
         changed.append(row)
     rows = Semaphore.objects.using(config.database_alias)

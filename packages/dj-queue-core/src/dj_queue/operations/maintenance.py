@@ -89,13 +89,17 @@ def _recount(
     held = _holders(config, keys)
     blocked = BlockedExecution.objects.using(using).filter(concurrency_key__in=keys)
     waiting = set(blocked.values_list("concurrency_key", flat=True).distinct())
-    unneeded = [row.pk for row in rows if row.expires_at <= now and not held[row.key] and row.key not in waiting]
-    changed = []
+    changed, unneeded = [], []
     for row in rows:
+        if row.expires_at is None:  # it cannot be read: as if it were over, and else written anew
+            row.expires_at = now
+            changed.append(row)
+        if row.expires_at <= now and not held[row.key] and row.key not in waiting:
+            unneeded.append(row.pk)
         if row.value != row.limit - held[row.key]:
             row.value = row.limit - held[row.key]
             changed.append(row)
-    Semaphore.objects.using(using).bulk_update(changed, ["value"])
+    Semaphore.objects.using(using).bulk_update(changed, ["value", "expires_at"])
     Semaphore.objects.using(using).filter(pk__in=unneeded).delete()
     unblocked: list[UnblockedJob] = []
     if waiting:

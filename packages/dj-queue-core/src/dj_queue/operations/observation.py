@@ -91,7 +91,7 @@ class ObservedSemaphore:
     limit: int
     blocked_waiters: int
     capped: bool  # whether there are at least so many waiters, and maybe more
-    expires_at: datetime
+    expires_at: datetime | None  # None if it cannot be read
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import MAX_QUEUE_NAME, Pause, ReadyExecution
-from dj_queue.operations import transactions
+from dj_queue.operations import readable, transactions
 from dj_queue.serialization import is_storable
 
 _BATCH = 500
@@ -31,10 +31,16 @@ def latency(config: BackendConfig, queue_name: str) -> float:
     rows = _ready(config, queue_name).order_by("-priority", "id")
     rows_since = rows.values_list("priority", Coalesce("latency_started_at", "created_at"))
     oldest = []
-    found = rows_since.first()
-    while found is not None:
-        oldest.append(found[1])
-        found = rows_since.filter(priority__lt=found[0]).first()
+    try:
+        found = rows_since.first()
+        while found is not None:
+            oldest.append(found[1])
+            found = rows_since.filter(priority__lt=found[0]).first()
+    except Exception as error:
+        if readable.is_away(config.database_alias, error):
+            raise
+        oldest = [since for _, since in readable.read(rows_since[:_BATCH]).rows]
+    oldest = [since for since in oldest if since]
     if not oldest:
         return 0.0
 
@@ -77,12 +83,18 @@ def resume(config: BackendConfig, queue_name: str) -> None:
     """
 
     def lift(dialect: Dialect, cursor: CursorWrapper) -> tuple[datetime, datetime] | None:
-        paused = _pauses(config, queue_name).select_for_update().first()
-        if paused is None:
+        pauses = _pauses(config, queue_name).select_for_update()
+        found, lost = readable.read(pauses)
+        if not found and not lost:
             return None
-        paused.delete()
+        for paused in found:
+            paused.delete()
+        # Since when a pause has been that cannot be read, nobody knows; it ends all the same.
+        pauses.filter(pk__in=lost)._raw_delete(config.database_alias)
         dialect.notify(cursor, config.alias)
-        return paused.created_at, dialect.now(cursor)
+        now = dialect.now(cursor)
+        # Nor of one that is yet to come.
+        return min(found[0].created_at, now) if found else now, now
 
     pause = transactions.run(config.database_alias, lift)
     if pause is None:

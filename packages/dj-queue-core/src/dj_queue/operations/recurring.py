@@ -173,10 +173,10 @@ def was_recorded(config: BackendConfig, task: RecurringTask, run_at: datetime, *
 
 
 def last_before(config: BackendConfig, task: RecurringTask, run_at: datetime) -> datetime | None:
-    """The last recorded tick before this one."""
+    """The last recorded tick before this one; None if there is none, or its time cannot be read."""
     rows = _ticks(config, task).filter(run_at__lt=as_stored(run_at))
-    last = rows.order_by("-run_at").values_list("run_at", flat=True).first()
-    return last and aware(last)
+    last: list[datetime | None] = readable.read(rows.order_by("-run_at").values_list("run_at", flat=True)[:1]).rows
+    return aware(last[0]) if last and last[0] else None
 
 
 def catches_up(config: BackendConfig, key: str) -> bool:

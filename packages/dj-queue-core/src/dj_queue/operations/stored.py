@@ -295,7 +295,8 @@ def _treat[T](
     cursor: CursorWrapper,
 ) -> tuple[int | None, T | None]:
     rows = _locked(config, model).filter(which, pk__gt=span[0], pk__lte=span[1]).order_by("pk")
-    found[:] = (_with_jobs(rows) if related else rows)[:batch_size]
+    needed = ("job_id", "concurrency_key") if model is ReadyExecution else ("job_id",)
+    found[:] = (_with_jobs(rows) if related else rows.only(*needed))[:batch_size]
     return (found[-1].pk, work(dialect, cursor, found)) if found else (None, None)
 
 
