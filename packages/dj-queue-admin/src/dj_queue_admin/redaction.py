@@ -21,8 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from django.core.signals import setting_changed
 
-from dj_queue.exceptions import TaskPathError
-from dj_queue.operations import results
+from dj_queue_admin import tasks
 from dj_queue_admin.options import SETTING, options
 from dj_queue_admin.secrets import HIDDEN, Secrets
 
@@ -212,13 +211,14 @@ def _named(task_path: str, args: list[Any]) -> list[tuple[str, Any]]:
     return [(names[n] if n < len(names) else str(n), value) for n, value in enumerate(args)]
 
 
-@lru_cache(maxsize=1024)
 def _parameters(task_path: str) -> tuple[str, ...]:
     """The names of a task's positional parameters; none if it cannot be imported here."""
-    try:
-        task = results.resolve(task_path)
-    except TaskPathError:
-        return ()
+    task = tasks.look(task_path).task
+    return _parameters_of(task) if task is not None else ()
+
+
+@lru_cache(maxsize=1024)
+def _parameters_of(task: Any) -> tuple[str, ...]:
     try:
         parameters = list(inspect.signature(task.func).parameters.values())
     except (TypeError, ValueError):

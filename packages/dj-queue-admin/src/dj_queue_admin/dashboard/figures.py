@@ -1,4 +1,4 @@
-"""The cards on top of the dashboard, what needs attention, and the facts of a backend's configuration."""
+"""The cards on top of the dashboard, and the facts of a backend's configuration."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from django.db import connections
 from dj_queue.config import BackendConfig
 from dj_queue.models import FailedExecution, Process
 from dj_queue.operations.observation import Observation, ObservedQueue
+from dj_queue_admin import liveness
 from dj_queue_admin.links import Links
 from dj_queue_admin.templatetags.dj_queue_admin import duration, number
 
@@ -23,14 +24,6 @@ class Card:
     details: tuple[str, ...]
     tone: str = ""  # good, bad, warn or nothing
     link: str | None = None
-
-
-@dataclass(frozen=True)
-class Alert:
-    tone: str
-    text: str
-    link: str | None = None
-    link_text: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,15 +45,21 @@ def total(queues: Iterable[ObservedQueue], *states: str) -> Total:
     )
 
 
+def counted(count: int | Total, one: str, many: str = "") -> str:
+    """A number and what it counts: "1 worker", "12 workers"."""
+    text = number(count) if isinstance(count, int) else str(count)
+    return f"{text} {one if text == '1' else many or f'{one}s'}"
+
+
 def cards(seen: Observation, links: Links) -> list[Card]:
     """Queues, backlog, attention, runtime and control plane."""
     queues = seen.queues
     paused = sum(queue.paused for queue in queues)
     failed = total(queues, "failed")
-    live, stale = _by_life(seen)
+    live, late = _by_life(seen)
     workers = [process for process in seen.processes if process.live and process.kind == Process.Kind.WORKER]
     threads = sum(_whole(process.metadata.get("threads")) for process in workers)
-    alive = f"{_counted(len(workers), 'worker')}, {_counted(live, 'process', 'processes')} alive"
+    alive = f"{counted(len(workers), 'worker')}, {counted(live, 'process', 'processes')} alive"
     running = total(queues, "claimed")
     waits = [queue.latency_seconds for queue in queues if queue.latency_seconds is not None]
     return [
@@ -85,8 +84,8 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             "attention",
             "Attention",
             str(failed),
-            ("failed jobs", _counted(stale, "stale process", "stale processes")),
-            "bad" if failed.count or stale else "good",
+            ("failed jobs", counted(late, "late process", "late processes")),
+            "bad" if failed.count or late else "good",
             links.rows(FailedExecution),
         ),
         Card(
@@ -94,7 +93,7 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             "Runtime",
             str(running),
             (
-                f"running on {_counted(threads, 'thread')}",
+                f"running on {counted(threads, 'thread')}",
                 alive,
             ),
             "" if workers else "bad",
@@ -106,35 +105,6 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             ("recurring tasks", f"{number(seen.semaphore_count)} semaphores", _control(seen)),
         ),
     ]
-
-
-def alerts(seen: Observation, links: Links) -> list[Alert]:
-    """What an operator should look at first."""
-    found = []
-    ready = [queue for queue in seen.queues if queue.ready and not queue.paused]
-    alone = [queue for queue in ready if not queue.live_worker_count]
-    _, stale = _by_life(seen)
-    if alone:
-        names = ", ".join(queue.name for queue in alone[:3]) + (" and others" if len(alone) > 3 else "")
-        found.append(Alert("bad", f"No live worker takes jobs from {names}: {total(alone, 'ready')} ready jobs wait."))
-    if stale:
-        text = "A process has" if stale == 1 else f"{stale} processes have"
-        found.append(
-            Alert(
-                "warn",
-                f"{text} not been heard of for over {duration(seen.process_alive_threshold)}.",
-                "#djq-processes",
-                "Processes",
-            )
-        )
-    failed = total(seen.queues, "failed")
-    if failed.count:
-        text = "1 job has failed." if str(failed) == "1" else f"{failed} jobs have failed."
-        found.append(Alert("bad", text, links.rows(FailedExecution), "Look at them"))
-    held = [queue for queue in seen.queues if queue.paused and queue.ready]
-    if held:
-        found.append(Alert("warn", f"{total(held, 'ready')} ready jobs wait in paused queues."))
-    return found
 
 
 def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
@@ -152,6 +122,7 @@ def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
         (
             "heartbeat",
             f"every {duration(config.process_heartbeat_interval)},"
+            f" late after {duration(liveness.late_after(config))},"
             f" stale after {duration(config.process_alive_threshold)}",
         ),
         ("retention", _retention(config)),
@@ -163,10 +134,6 @@ def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
 def _by_life(seen: Observation) -> tuple[int, int]:
     life = Counter(process.live for process in seen.processes)
     return life[True], life[False]
-
-
-def _counted(count: int, one: str, many: str = "") -> str:
-    return f"{number(count)} {one if count == 1 else many or f'{one}s'}"
 
 
 def _whole(value: object) -> int:

@@ -13,8 +13,8 @@ from dj_queue.models import Job, Pause, Process, RecurringTask, Semaphore
 from dj_queue.operations import history, observation
 from dj_queue.operations.history import RANGES, History, Range
 from dj_queue.operations.observation import Observation, ObservedProcess, ObservedQueue
-from dj_queue_admin import permissions
-from dj_queue_admin.dashboard import charts, figures
+from dj_queue_admin import liveness, permissions
+from dj_queue_admin.dashboard import alerts, charts, figures
 from dj_queue_admin.dashboard.tables import Column, Table, changed
 from dj_queue_admin.links import Links
 
@@ -74,13 +74,19 @@ class ProcessGroup:
         return [(self.head, does(self.head), False), *((child, does(child), True) for child in self.children)]
 
 
+def observe(config: BackendConfig) -> Observation:
+    """What the dashboard's pages are made of: a process that misses heartbeats is not live here."""
+    return observation.observe(config, cap=CAP, live_within=liveness.late_after(config))
+
+
 def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[str, Any]:
-    seen = observation.observe(config, cap=CAP)
+    seen = observe(config)
     within = range_of(request.GET)
     return {
         "observation": seen,
         "cards": figures.cards(seen, links),
-        "alerts": figures.alerts(seen, links),
+        "alerts": alerts.alerts(seen, config, links),
+        "promised": {task.key for task in seen.recurring if alerts.promised(seen, task)},
         "facts": figures.facts(config, seen),
         "queues": Table("queues_", _QUEUE_COLUMNS, seen.queues, size=QUEUES, query=request.GET),
         "processes": Table("processes_", _PROCESS_COLUMNS, groups(seen.processes), size=PROCESSES, query=request.GET),
@@ -90,6 +96,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
             model._meta.model_name: links.rows(model) for model in (Job, Pause, Process, RecurringTask, Semaphore)
         },
         "empty": is_empty(seen),
+        "command": liveness.command(config.alias),
         "may": allowed(request),
         **charts_context(request, config, history.history_of(config, within), within),
     }

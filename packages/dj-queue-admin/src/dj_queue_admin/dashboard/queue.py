@@ -25,7 +25,7 @@ from dj_queue.models import (
     RecurringTask,
     ScheduledExecution,
 )
-from dj_queue.operations import history, observation
+from dj_queue.operations import history
 from dj_queue.operations.history import RANGES
 from dj_queue.operations.observation import ObservedQueue
 from dj_queue_admin import permissions
@@ -123,7 +123,7 @@ def exists(config: BackendConfig, name: str) -> bool:
 def context(request: HttpRequest, config: BackendConfig, links: Links, name: str) -> dict[str, Any]:
     if not exists(config, name):
         raise Http404(f"The backend {config.alias!r} has no queue {name!r}.")
-    seen = observation.observe(config, cap=overview.CAP)
+    seen = overview.observe(config)
     queue = overview.queue_named(seen, name) or _nothing(name)
     state = state_named(request.GET.get("state") or _first_state(queue))
     within = overview.range_of(request.GET)

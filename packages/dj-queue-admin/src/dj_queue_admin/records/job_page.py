@@ -23,7 +23,7 @@ from dj_queue.models import (
 )
 from dj_queue.operations import recurring
 from dj_queue_admin import permissions
-from dj_queue_admin.records import shown
+from dj_queue_admin.records import shown, waiting
 from dj_queue_admin.records.cells import since
 from dj_queue_admin.redaction import redaction
 from dj_queue_admin.secrets import HIDDEN, Secrets
@@ -81,7 +81,8 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
         "has_result": job.finished_at is not None,
         "failures": failures if contents else [Failure(each.attempt, each.exception_class, "") for each in failures],
         "timeline": _timeline(admin, job, failures, now),
-        "limit": _limit(admin, config, job, secrets if contents else None),
+        "limit": (limit := _limit(admin, config, job, secrets if contents else None)),
+        "waits": waiting.why(config, job, now, limit["holders"] if limit else ()),
         "recurring": _recurring(admin, config, job),
         "queue_url": _queue_url(admin, job),
         "similar_url": admin.url_of_list(Job, backend=config.alias, task=job.task_path),

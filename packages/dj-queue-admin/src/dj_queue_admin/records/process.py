@@ -15,7 +15,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import elapsed
 from dj_queue.models import ClaimedExecution, Job, Process
 from dj_queue.operations import processes, recurring
-from dj_queue_admin import backends, permissions
+from dj_queue_admin import backends, liveness, permissions
 from dj_queue_admin.records import filters, job_page, shown
 from dj_queue_admin.records.cells import badge, duration, link, moment, since
 from dj_queue_admin.records.listing import Found, count_up_to_cap
@@ -23,6 +23,7 @@ from dj_queue_admin.records.record import RecordAdmin
 from dj_queue_admin.redaction import redaction
 
 CLAIMS: Final = 50
+STATUSES: Final = ("live", "late", "stale")
 _RUNNING = 20_000
 
 
@@ -40,10 +41,9 @@ class ProcessAdmin(RecordAdmin):
         given = filters.given(request.GET)
         mistakes = tuple(f"{name} holds a character that no database stores" for name in given if "\0" in given[name])
         rows = self.get_queryset(request).order_by("supervisor_id", "kind", "name", "pk")
-        if given["status"] in ("live", "stale"):
+        if given["status"] in STATUSES:
             beats = processes.last_beats(config, processes.of_alias(config))
-            live = [beat.process_id for beat in beats if _is_fresh(config, beat.age)]
-            rows = rows.filter(pk__in=live) if given["status"] == "live" else rows.exclude(pk__in=live)
+            rows = rows.filter(pk__in=[beat.process_id for beat in beats if _life(config, beat) == given["status"]])
         for name in ("kind", "hostname"):
             if given[name]:
                 rows = rows.filter(**{name: given[name]})
@@ -58,7 +58,7 @@ class ProcessAdmin(RecordAdmin):
         return list(rows)
 
     def filters(self, request: HttpRequest, config: BackendConfig) -> dict[str, Any]:
-        return {"kinds": Process.Kind.values, "statuses": ("live", "stale")}
+        return {"kinds": Process.Kind.values, "statuses": STATUSES}
 
     @admin.display(description="Process")
     def process(self, row: Process) -> SafeString:
@@ -66,7 +66,7 @@ class ProcessAdmin(RecordAdmin):
 
     @admin.display(description="Status")
     def status(self, row: Any) -> SafeString:
-        return badge("live" if alive(row, row.now) else "stale")
+        return badge(life(row, row.now))
 
     @admin.display(description="Last heartbeat")
     def heartbeat(self, row: Process) -> SafeString:
@@ -91,21 +91,22 @@ class ProcessAdmin(RecordAdmin):
         jobs = Job.objects.using(using).filter(pk__in=ids[:CLAIMS]).defer(*job_page.JSON_FIELDS)
         children = list(row.children.using(using).defer("metadata").order_by("kind", "name"))
         return {
-            "alive": alive(row, now),
+            "life": life(row, now),
             "heartbeat_age": duration(elapsed(row.last_heartbeat_at, now)),
             "uptime": since(row.created_at, now),
-            "threshold": config.process_alive_threshold,
+            "late_after": duration(liveness.late_after(config)),
+            "stale_after": duration(config.process_alive_threshold),
             "metadata": shown.pretty(redaction().of(metadata)) if permissions.may_read(request, Process) else "",
-            "children": [(child, self.url_of(child), alive(child, now)) for child in children],
+            "children": [(child, self.url_of(child), life(child, now)) for child in children],
             "supervisor_url": self.url_of(row.supervisor) if row.supervisor else "",
             "claims": job_page.linked(self, list(jobs.select_related("claimed_execution"))),
             "more_claims": len(ids) > CLAIMS,
         }
 
 
-def alive(row: Process, now: datetime) -> bool:
-    return _is_fresh(backend_config(row.backend_alias), elapsed(row.last_heartbeat_at, now))
+def life(row: Process, now: datetime) -> liveness.Life:
+    return liveness.life(backend_config(row.backend_alias), elapsed(row.last_heartbeat_at, now))
 
 
-def _is_fresh(config: BackendConfig, age: float) -> bool:
-    return age <= config.process_alive_threshold
+def _life(config: BackendConfig, beat: processes.Beat) -> liveness.Life:
+    return liveness.life(config, beat.age) if beat.at else "stale"

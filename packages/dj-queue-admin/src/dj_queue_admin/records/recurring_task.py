@@ -15,9 +15,9 @@ from django.utils.safestring import SafeString
 
 from dj_queue.config import BackendConfig
 from dj_queue.exceptions import EnqueueError, TaskPathError
-from dj_queue.models import Job, RecurringExecution, RecurringTask
+from dj_queue.models import Job, Process, RecurringExecution, RecurringTask
 from dj_queue.operations import recurring, schedule
-from dj_queue_admin import audit, backends, permissions
+from dj_queue_admin import audit, backends, liveness, permissions, tasks
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import filters, job_page, shown
 from dj_queue_admin.records.cells import counted, link, moment
@@ -27,6 +27,7 @@ from dj_queue_admin.redaction import redaction
 
 NEXT: Final = 5
 LAST: Final = 20
+NOBODY: Final = "no scheduler"
 
 
 class RecurringTaskAdmin(RecordAdmin):
@@ -62,8 +63,10 @@ class RecurringTaskAdmin(RecordAdmin):
 
     def load(self, request: HttpRequest, rows: Sequence[Any]) -> list[Any]:
         now = recurring.now(backends.selected(request))
+        schedulers = liveness.live(backends.selected(request), Process.Kind.SCHEDULER) if rows else []
         for row in rows:
             row.now = now
+            row.promised = any(liveness.fires(scheduler, row) for scheduler in schedulers)
         return list(rows)
 
     @admin.display(description="Key")
@@ -81,6 +84,8 @@ class RecurringTaskAdmin(RecordAdmin):
 
     @admin.display(description="Next run")
     def next_run(self, row: Any) -> SafeString:
+        if not row.promised:
+            return format_html('<span class="djq-warning">{}</span>', NOBODY)
         return moment(next(iter(next_runs(row, row.now, 1)), None))
 
     @admin.display(description="Queue")
@@ -104,7 +109,11 @@ class RecurringTaskAdmin(RecordAdmin):
         rows = Job.objects.using(using).filter(pk__in=[job_id for _, job_id in last if job_id])
         jobs = {job.pk: job for job in rows.select_related(*job_page.STATE_ROWS).defer(*job_page.JSON_FIELDS)}
         dynamic = config.scheduler is not None and config.scheduler.dynamic_tasks_enabled
+        schedulers = liveness.live(config, Process.Kind.SCHEDULER)
         return {
+            "unpromised": not any(liveness.fires(scheduler, row) for scheduler in schedulers),
+            "command": liveness.command(config.alias),
+            "obstacle": shown.visible(tasks.look(row.task_path).obstacle, longest=500, lines=False),
             "contents": contents,
             "unreadable": "" if readable else f"Not shown: {call.why}.",
             "arguments": [(each, shown.pretty(each.value)) for each in arguments] if contents else [],

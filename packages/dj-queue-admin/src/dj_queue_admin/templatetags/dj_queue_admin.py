@@ -11,8 +11,10 @@ from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
+from dj_queue.config import BackendConfig
 from dj_queue.models import RecurringTask, Semaphore
 from dj_queue.operations.observation import ObservedQueue, ObservedSemaphore
+from dj_queue_admin import liveness
 from dj_queue_admin.links import Links
 
 register = template.Library()
@@ -67,6 +69,14 @@ def when(time: datetime | None, now: datetime | None = None) -> SafeString | str
     return format_html(
         '<time datetime="{}" title="{}" data-djq-time="relative">{}</time>', time.isoformat(), exact, text
     )
+
+
+@register.simple_tag
+def life(config: BackendConfig, age: float) -> SafeString:
+    """Whether a process lives, by the age of its last heartbeat."""
+    word = liveness.life(config, age)
+    tone = {"live": "good", "late": "warn", "stale": "bad"}[word]
+    return format_html('<span class="djq-badge djq-tone-{}">{}</span>', tone, word.replace("live", "alive"))
 
 
 # ---- links ------------------------------------------------------------------------------------------

@@ -11,19 +11,17 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
-from django.conf import settings
 from django.db import Error
 from django.db.backends.utils import CursorWrapper
-from django.db.models import DateTimeField, OuterRef, Subquery, Value
-from django.utils import timezone
+from django.db.models import DateTimeField, Exists, OuterRef, Subquery, Value
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, QueueCounts, Selector, elapsed
-from dj_queue.models import Process, RecurringExecution, RecurringTask, Semaphore
-from dj_queue.operations import readable, transactions
-from dj_queue.operations.schedule import next_tick
+from dj_queue.models import FailedExecution, Process, RecurringExecution, RecurringTask, Semaphore
+from dj_queue.operations import readable, recurring, transactions
+from dj_queue.operations.schedule import as_stored, aware, next_tick
 
 logger = logging.getLogger("dj_queue")
 
@@ -69,6 +67,7 @@ class ObservedProcess:
     metadata: dict[str, Any]
     supervisor_id: int | None
     last_heartbeat_at: datetime
+    age: float  # seconds since that, by the database's clock
     live: bool
 
 
@@ -82,6 +81,9 @@ class ObservedRecurringTask:
     static: bool
     last_run_at: datetime | None  # the last tick that was enqueued
     next_run_at: datetime | None  # the next tick of its schedule
+    valid: bool  # whether its schedule and time zone can be read
+    overdue_since: datetime | None  # the tick that should have been enqueued a good while ago, and was not
+    last_run_failed: bool  # whether the job of the last tick is failed now
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +120,17 @@ class Unavailable:
     database_alias: str
 
 
-def observe(config: BackendConfig, *, cap: int = CAP) -> Observation:
-    """Look at queues, processes, recurring tasks and semaphores. Raises the database's error if that is away."""
+def observe(config: BackendConfig, *, cap: int = CAP, live_within: float | None = None) -> Observation:
+    """Look at queues, processes, recurring tasks and semaphores. Raises the database's error if that is away.
+
+    A process counts as live for `live_within` seconds after a heartbeat, `process_alive_threshold` by default.
+    """
+    within = config.process_alive_threshold if live_within is None else live_within
 
     def read(dialect: Dialect, cursor: CursorWrapper) -> Observation:
         now = dialect.now(cursor)
         cut: list[str] = []
-        processes = _up_to(MOST_PROCESSES, _processes(config, now, MOST_PROCESSES + 1), "processes", cut)
+        processes = _up_to(MOST_PROCESSES, _processes(config, now, MOST_PROCESSES + 1, within), "processes", cut)
         return Observation(
             backend_alias=config.alias,
             database_alias=config.database_alias,
@@ -237,8 +243,9 @@ def _texts(told: Any) -> list[str]:
 # ---- processes, recurring tasks, semaphores ---------------------------------------------------------
 
 
-def _processes(config: BackendConfig, now: datetime, most: int) -> list[ObservedProcess]:
+def _processes(config: BackendConfig, now: datetime, most: int, live_within: float) -> list[ObservedProcess]:
     rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias).order_by("pk")[:most]
+    aged = [(row, elapsed(row.last_heartbeat_at, now)) for row in readable.read(rows).rows]
     return [
         ObservedProcess(
             id=row.pk,
@@ -249,21 +256,24 @@ def _processes(config: BackendConfig, now: datetime, most: int) -> list[Observed
             metadata=row.metadata if isinstance(row.metadata, dict) else {},
             supervisor_id=row.supervisor_id,
             last_heartbeat_at=row.last_heartbeat_at,
-            live=elapsed(row.last_heartbeat_at, now) <= config.process_alive_threshold,
+            age=age,
+            live=age <= live_within,
         )
-        for row in readable.read(rows).rows
+        for row, age in aged
     ]
 
 
 def _recurring(config: BackendConfig, now: datetime, most: int) -> list[ObservedRecurringTask]:
-    ticks = RecurringExecution.objects.using(config.database_alias).filter(
-        backend_alias=config.alias, task_key=OuterRef("key")
-    )
-    rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias)
+    using = config.database_alias
+    ticks = RecurringExecution.objects.using(using).filter(backend_alias=config.alias, task_key=OuterRef("key"))
+    rows = RecurringTask.objects.using(using).filter(backend_alias=config.alias)
     last = Subquery(ticks.order_by("-run_at").values("run_at")[:1])
-    found, lost = readable.read(rows.annotate(last_run_at=last).order_by("key")[:most])
+    failed = FailedExecution.objects.using(using).filter(job_id=OuterRef("last_job_id"))
+    told = rows.annotate(last_run_at=last, last_job_id=Subquery(ticks.order_by("-run_at").values("job_id")[:1]))
+    found, lost = readable.read(told.annotate(last_run_failed=Exists(failed)).order_by("key")[:most])
     if lost:  # perhaps only its last tick
-        timeless = rows.filter(pk__in=lost).annotate(last_run_at=Value(None, DateTimeField()))
+        nothing = {"last_run_at": Value(None, DateTimeField()), "last_run_failed": Value(False)}
+        timeless = rows.filter(pk__in=lost).annotate(**nothing)
         found = sorted([*found, *readable.read(timeless).rows], key=lambda row: row.key)
     return [
         ObservedRecurringTask(
@@ -274,20 +284,31 @@ def _recurring(config: BackendConfig, now: datetime, most: int) -> list[Observed
             timezone=row.timezone,
             static=row.static,
             last_run_at=row.last_run_at,
-            next_run_at=_next_run(row, now),
+            last_run_failed=row.last_run_failed,
+            **_runs(config, row, aware(now))._asdict(),
         )
         for row in found
     ]
 
 
-def _next_run(row: RecurringTask, now: datetime) -> datetime | None:
-    if timezone.is_naive(now):
-        now = timezone.make_aware(now)
+class _Runs(NamedTuple):
+    next_run_at: datetime | None
+    overdue_since: datetime | None
+    valid: bool = True
+
+
+def _runs(config: BackendConfig, row: Any, now: datetime) -> _Runs:
+    """When a task is to run next, and since when it is overdue. For one that keeps its schedule, one look at that."""
+    known = [aware(time) for time in (row.updated_at, row.last_run_at) if time is not None]
     try:
-        tick = next_tick(row.schedule, row.timezone, now)
+        # A task's first tick is the next one after its row was written.
+        expected = next_tick(row.schedule, row.timezone, min(max(known, default=now), now))
+        late = expected is not None and expected <= now
+        following = next_tick(row.schedule, row.timezone, now) if late else expected
     except Exception:  # a row that was written behind our back: the scheduler reports it
-        return None
-    return tick if tick is None or settings.USE_TZ else timezone.make_naive(tick)
+        return _Runs(None, None, valid=False)
+    overdue = expected if late and expected and expected <= now - recurring.missed_after(config) else None
+    return _Runs(following and as_stored(following), overdue and as_stored(overdue))
 
 
 def _semaphores(dialect: Dialect, cursor: CursorWrapper, cap: int) -> list[ObservedSemaphore]:
