@@ -20,6 +20,15 @@ from tests import databases
 collect_ignore = ["wheels"]
 
 
+# Hundreds of processes import the same here: where no compiled files are wanted beside the sources, they are kept
+# elsewhere, and nobody compiles all of Django each time.
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = os.environ.setdefault(
+        "PYTHONPYCACHEPREFIX", str(Path(__file__).parent.parent / ".cache" / "bytecode")
+    )
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import dj_queue
 
@@ -45,6 +54,17 @@ def pytest_report_header() -> list[str]:
     python = ".".join(map(str, sys.version_info[:3]))
     package = Path(dj_queue.__file__).parent
     return [f"database under test: {databases.VENDOR}", f"Python {python}, Django {django.__version__}, {package}"]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_flushes() -> Iterator[None]:
+    from django.test import TransactionTestCase
+
+    from tests import flush
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TransactionTestCase, "_fixture_teardown", flush.teardown)
+        yield
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
