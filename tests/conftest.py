@@ -38,6 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
     # A cancelled CI run sends SIGTERM: leave by the front door, so that the suite's own server ends too.
     if not hasattr(config, "workerinput"):
         signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=128 + signal.SIGTERM))
+        # A shell has what it runs in the background ignore SIGINT, and so would every process that a test starts.
+        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(optionalhook=True)
