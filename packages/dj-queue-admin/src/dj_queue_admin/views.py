@@ -11,11 +11,12 @@ from django.contrib.admin import AdminSite, ModelAdmin
 from django.db import InterfaceError, OperationalError, connections, transaction
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest
 from django.template.loader import render_to_string
+from django.template.response import SimpleTemplateResponse
 from django.utils.cache import add_never_cache_headers
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for
-from dj_queue_admin import backends
+from dj_queue_admin import backends, printable
 
 type View = Callable[..., HttpResponse]
 
@@ -53,7 +54,7 @@ def page(model_admin: ModelAdmin[Any], view: View) -> View:
             backends.settle(request)
         except backends.BackendsDifferError as error:
             return HttpResponseBadRequest(str(error), content_type="text/plain; charset=utf-8")
-        return view(request, *args, **kwargs)
+        return _printable(view(request, *args, **kwargs))
 
     checked = model_admin.admin_site.admin_view(settled)
 
@@ -68,6 +69,20 @@ def page(model_admin: ModelAdmin[Any], view: View) -> View:
     for alias in connections:
         transaction.non_atomic_requests(using=alias)(calm)
     return update_wrapper(calm, view)
+
+
+def _printable(response: HttpResponse) -> HttpResponse:
+    """Without characters that hide or turn what stands around them, wherever on the page a stored text brings them."""
+
+    def written(response: HttpResponse) -> None:
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            response.content = printable.page(response.content)
+
+    if isinstance(response, SimpleTemplateResponse):
+        response.add_post_render_callback(written)
+    else:
+        written(response)
+    return response
 
 
 def _unavailable(error: Exception) -> HttpResponse:

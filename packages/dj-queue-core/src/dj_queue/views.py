@@ -19,7 +19,6 @@ from django.utils.crypto import constant_time_compare
 from django.views.decorators.csrf import csrf_exempt
 
 from dj_queue.config import backend_config, managed_aliases, observability_token
-from dj_queue.dialects import elapsed
 from dj_queue.models import STATES
 from dj_queue.operations import observation
 from dj_queue.operations.observation import Observation, ObservedProcess, ObservedQueue, Unavailable
@@ -203,7 +202,7 @@ def _problems(
     max_ready: int | None,
 ) -> Iterator[str]:
     age = seen.process_alive_threshold if max_age is None else max_age
-    if not any(elapsed(each.last_heartbeat_at, seen.now) <= age for each in seen.processes):
+    if not any(each.age <= age for each in seen.processes):
         yield f"{seen.backend_alias}: no process has had a heartbeat within {age:g} seconds"
     for each in seen.queues:
         if queues and each.name not in queues:

@@ -7,11 +7,11 @@ from typing import Final
 from uuid import UUID
 
 from django.contrib import messages
-from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from dj_queue.config import BackendConfig
-from dj_queue.models import MAX_QUEUE_NAME, Job, Pause
+from dj_queue.models import Job, Pause
 from dj_queue.operations import jobs, queues, stored
 from dj_queue_admin import audit, permissions
 from dj_queue_admin.dashboard.queue import SIZE, State, exists, rows, state_named
@@ -32,8 +32,6 @@ def act_on_queue(request: HttpRequest, config: BackendConfig, links: Links, name
     verb, model, do = act
     permissions.require(request, verb, model)
     # A queue that is gone meanwhile is no mistake of whoever pressed the button, and may be paused ahead.
-    if len(name) > MAX_QUEUE_NAME:
-        raise Http404(f"No queue has a name of more than {MAX_QUEUE_NAME} characters.")
     level, text = do(request, config, name)
     messages.add_message(request, level, text)
     return _back(request, config, links, name)

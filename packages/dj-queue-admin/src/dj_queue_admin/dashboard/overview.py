@@ -130,13 +130,17 @@ def is_empty(seen: Observation) -> bool:
 
 
 def groups(processes: Sequence[ObservedProcess]) -> list[ProcessGroup]:
-    """Children under their supervisor; those whose supervisor is gone stand alone."""
+    """Children under their supervisor; those whose supervisor is gone, or is itself a child, stand alone."""
     known = {process.id for process in processes}
+    alone = {process.id for process in processes if process.supervisor_id not in known}
     children: dict[int | None, list[ObservedProcess]] = {}
+    heads = []
     for process in processes:
-        parent = process.supervisor_id if process.supervisor_id in known else None
-        children.setdefault(parent, []).append(process)
-    return [ProcessGroup(head, children.get(head.id, ())) for head in children.get(None, ())]
+        if process.supervisor_id in alone:
+            children.setdefault(process.supervisor_id, []).append(process)
+        else:
+            heads.append(process)
+    return [ProcessGroup(head, children.get(head.id, ())) for head in heads]
 
 
 def does(process: ObservedProcess) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from django.utils import formats, timezone
+from django.utils import formats
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
+
+from dj_queue_admin import moments
 
 NOTHING = SafeString('<span class="djq-none" aria-hidden="true">-</span>')
 
@@ -21,11 +23,11 @@ def moment(at: datetime | None) -> SafeString:
     """A time in the site's zone, which the console's script turns into the viewer's; the exact one on hover."""
     if at is None:
         return NOTHING
-    local = timezone.localtime(at) if timezone.is_aware(at) else at
+    local = moments.local(at)
     return format_html(
         '<time datetime="{}" title="{}" data-djq-time="absolute">{}</time>',
         at.isoformat(),
-        f"{local:%Y-%m-%d %H:%M:%S.%f} {local.tzname() or ''}".strip(),
+        f"{local:%Y-%m-%d %H:%M:%S.%f} {moments.zone_of(local)}".strip(),
         formats.date_format(local, "Y-m-d H:i:s"),
     )
 
@@ -42,7 +44,7 @@ def duration(seconds: float) -> str:
 
 
 def since(at: datetime | None, now: datetime) -> str:
-    return duration((now - at) / timedelta(seconds=1)) if at else ""
+    return duration(moments.between(at, now)) if at else ""
 
 
 def link(address: str, text: object) -> SafeString:

@@ -9,6 +9,7 @@ from django.contrib import messages
 from django.contrib.admin import ModelAdmin, ShowFacets
 from django.contrib.admin.helpers import ACTION_CHECKBOX_NAME
 from django.contrib.admin.utils import quote, unquote
+from django.contrib.admin.views.main import PAGE_VAR
 from django.core.exceptions import ValidationError
 from django.db.models import Model, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
@@ -18,7 +19,7 @@ from django.utils.http import urlencode
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import Semaphore
-from dj_queue_admin import backends, permissions
+from dj_queue_admin import audit, backends, permissions
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import filters
 from dj_queue_admin.records.listing import Found, Listing
@@ -191,6 +192,8 @@ class RecordAdmin(_Base):
     def change_view(
         self, request: HttpRequest, object_id: str, form_url: str = "", extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
+        if (named := audit.named(unquote(object_id))) is not None:
+            return HttpResponseRedirect(self._named_url("change", *named))
         config = backends.selected(request)
         row = self.get_object(request, unquote(object_id))
         if request.method == "POST":
@@ -201,7 +204,8 @@ class RecordAdmin(_Base):
             permissions.require(request, verb, self.model)
             return self.act(request, config, row, verb) if row is not None else self.gone(request, config)
         if row is None:
-            return self.gone(request, config)
+            elsewhere = self._elsewhere(request, config, unquote(object_id))
+            return HttpResponseRedirect(elsewhere) if elsewhere else self.gone(request, config)
         offered = [each for each in self.buttons(request, row) if permissions.may(request, each.verb, self.model)]
         context = {
             **self._page(request, config, str(row)).context,
@@ -214,6 +218,40 @@ class RecordAdmin(_Base):
             **(extra_context or {}),
         }
         return render(request, self.detail_template, context)
+
+    def history_view(
+        self, request: HttpRequest, object_id: str, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        if (named := audit.named(unquote(object_id))) is not None:
+            return HttpResponseRedirect(self._named_url("history", *named))
+        try:
+            pk = self.opts.pk.to_python(unquote(object_id))
+        except ValidationError:
+            pk = unquote(object_id)
+        entries = audit.history(self.model, backends.selected(request).alias, pk)
+        paginator = self.get_paginator(request, entries, 100)
+        number = request.GET.get(PAGE_VAR, 1)
+        context = {
+            "action_list": paginator.get_page(number),
+            "page_range": paginator.get_elided_page_range(paginator.get_page(number).number),
+            "pagination_required": paginator.count > 100,
+            **(extra_context or {}),
+        }
+        return super().history_view(request, object_id, context)
+
+    def _elsewhere(self, request: HttpRequest, config: BackendConfig, text: str) -> str:
+        """The address of a row of another backend on the same database, where the request names none."""
+        if request.GET.get(backends.PARAMETER) or not self._is_id(text) or self.model is Semaphore:
+            return ""
+        rows = self.model._default_manager.using(config.database_alias).filter(pk=text)
+        alias = rows.values_list("backend_alias", flat=True).first()
+        return self._named_url("change", alias, text) if alias in backends.aliases() else ""
+
+    def _named_url(self, view: str, alias: str, pk: str) -> str:
+        """The address of a row that the admin's log names, in "Recent actions" for one."""
+        name = f"admin:{self.opts.app_label}_{self.opts.model_name}_{view}"
+        address = reverse(name, args=[quote(pk)], current_app=self.admin_site.name)
+        return self._with(address, {backends.PARAMETER: alias})
 
     def gone(self, request: HttpRequest, config: BackendConfig) -> HttpResponse:
         """There is no such row, or not any more."""

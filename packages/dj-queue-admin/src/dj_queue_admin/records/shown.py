@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import json
-import unicodedata
 from collections.abc import Sequence
 from typing import Any, Final
 
 from django.db.models import Model, QuerySet, TextField
 from django.db.models.functions import Cast, Left
 
+from dj_queue_admin.printable import LONGEST, visible
 from dj_queue_admin.redaction import Argument
 
-LONGEST: Final = 20_000  # characters of one value on a job's own page
 # Of what is read for one row of a list: whole, or not at all, as what is hidden is found in whole values alone.
 LONGEST_IN_LIST: Final = 64_000
 _BRIEF = 140
 _ONE_LINE = 80
 
-_INVISIBLE = {"Cc", "Cf", "Cs", "Co", "Zl", "Zp"}
+
+__all__ = ["LONGEST", "LONGEST_IN_LIST", "Unreadable", "as_text", "brief", "parse", "pretty", "read_field", "visible"]
 
 
 class Unreadable:
@@ -80,27 +80,8 @@ def brief(call: Sequence[Argument]) -> str:
     return visible(", ".join(parts), longest=_BRIEF, lines=False)
 
 
-def visible(text: str, *, longest: int = LONGEST, lines: bool = True) -> str:
-    """Text with control characters, direction marks and lone surrogates written out, and cut off when very long."""
-    kept = text[:longest]
-    if not kept.isascii() or not kept.isprintable():
-        kept = "".join(_written(character, lines) for character in kept)
-    left = len(text) - longest
-    if left <= 0:
-        return kept
-    return f"{kept}\n… {left:,} more characters" if lines else f"{kept}…"
-
-
 def _short(value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False)
     except (ValueError, RecursionError):
         return "…"
-
-
-def _written(character: str, lines: bool) -> str:
-    if lines and character in "\n\t":
-        return character
-    if unicodedata.category(character) not in _INVISIBLE:
-        return character
-    return f"\\u{ord(character):04x}" if ord(character) <= 0xFFFF else f"\\U{ord(character):08x}"

@@ -7,14 +7,13 @@ from typing import Any
 
 from django import template
 from django.apps import apps
-from django.utils import timezone
 from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import RecurringTask, Semaphore
 from dj_queue.operations.observation import ObservedQueue, ObservedSemaphore
-from dj_queue_admin import liveness
+from dj_queue_admin import liveness, moments
 from dj_queue_admin.links import Links
 
 register = template.Library()
@@ -55,16 +54,14 @@ def when(time: datetime | None, now: datetime | None = None) -> SafeString | str
     """A point in time: the script writes it in the visitor's zone; how far from `now`, if that is given."""
     if time is None:
         return NOTHING
-    if timezone.is_naive(time):
-        time = timezone.make_aware(time)
-    exact = timezone.localtime(time).strftime("%Y-%m-%d %H:%M:%S %Z")
+    time = moments.aware(time)
+    local = moments.local(time)
+    exact = f"{local:%Y-%m-%d %H:%M:%S} {moments.zone_of(local)}"
     if now is None:
         return format_html(
             '<time datetime="{}" title="{}" data-djq-time="absolute">{}</time>', time.isoformat(), exact, exact
         )
-    if timezone.is_naive(now):
-        now = timezone.make_aware(now)
-    away = (now - time).total_seconds()
+    away = moments.between(time, now)
     text = f"{duration(away)} ago" if away >= 0 else f"in {duration(-away)}"
     return format_html(
         '<time datetime="{}" title="{}" data-djq-time="relative">{}</time>', time.isoformat(), exact, text

@@ -33,6 +33,8 @@ MOST_PROCESSES = 10_000
 MOST_RECURRING = 10_000
 MOST_SEMAPHORES = 1_000
 
+_DAY = 86_400
+
 # Ready jobs of each priority that are looked at for the longest wait: more than a worker gives back at once.
 _WAITING_LOOK = 500
 # Where another state exceeds the cap, finished jobs are counted among so many of the oldest, in so many queues.
@@ -245,7 +247,7 @@ def _texts(told: Any) -> list[str]:
 
 def _processes(config: BackendConfig, now: datetime, most: int, live_within: float) -> list[ObservedProcess]:
     rows = Process.objects.using(config.database_alias).filter(backend_alias=config.alias).order_by("pk")[:most]
-    aged = [(row, elapsed(row.last_heartbeat_at, now)) for row in readable.read(rows).rows]
+    aged = [(row, _age(row.last_heartbeat_at, now)) for row in readable.read(rows).rows]
     return [
         ObservedProcess(
             id=row.pk,
@@ -261,6 +263,12 @@ def _processes(config: BackendConfig, now: datetime, most: int, live_within: flo
         )
         for row, age in aged
     ]
+
+
+def _age(at: datetime, now: datetime) -> float:
+    """Seconds since a heartbeat. One that is still to come in more than a day was none: such a row lives for ever."""
+    ahead = (aware(at) - aware(now)).total_seconds()
+    return ahead if ahead > _DAY else elapsed(at, now)
 
 
 def _recurring(config: BackendConfig, now: datetime, most: int) -> list[ObservedRecurringTask]:
