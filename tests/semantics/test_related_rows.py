@@ -212,7 +212,7 @@ def test_prune_says_what_it_keeps(kind: str, related: Any) -> None:
     out, err = StringIO(), StringIO()
     call_command("dj_queue_prune", stdout=out, stderr=err)
     assert out.getvalue() == "deleted 3 finished jobs, 0 failed jobs, and 0 recurring executions\n"
-    assert err.getvalue().startswith(f"kept 1 job that rows of the application refer to: {ids[0]} by ")
+    assert err.getvalue().startswith(f"kept 1 job that could not be deleted: {ids[0]} by ")
     assert left() == {ids[0]}
 
 

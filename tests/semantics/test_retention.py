@@ -254,8 +254,6 @@ def test_prune_refuses(arguments: tuple[str, ...], message: str) -> None:
 def scheduler(monkeypatch: Any) -> Iterator[Any]:
     made: list[Scheduler] = []
     monkeypatch.setattr(retention, "BATCH", 2)
-    for name in ("delete_finished", "delete_failed", "delete_recurring"):
-        monkeypatch.setitem(getattr(retention, name).__kwdefaults__, "batch_size", 2)
 
     def make(alias: str = "default") -> Scheduler:
         config = backend_config(alias)

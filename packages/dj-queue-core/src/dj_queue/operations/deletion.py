@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import IntegrityError, connections, models
+from django.db import DatabaseError, IntegrityError, connections, models
 from django.db.models import Exists, OuterRef, QuerySet
 from django.db.models.deletion import Collector
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import Job
-from dj_queue.operations import transactions
+from dj_queue.operations import batches, transactions
 
 logger = logging.getLogger("dj_queue")
 
@@ -28,8 +28,8 @@ _MOST_REFUSED = 1000
 _MOST_TOLD = 10_000
 
 _ADVICE = (
-    "Delete those rows first, or relate them with db_constraint=False and on_delete=DO_NOTHING"
-    " (docs/work.md, 'Relating a model to a job')."
+    "Where rows of the application refer to them, delete those rows first, or relate them with db_constraint=False"
+    " and on_delete=DO_NOTHING (docs/work.md, 'Relating a model to a job')."
 )
 
 # What the databases themselves do, since Django 6.1; and what is none of theirs.
@@ -115,28 +115,42 @@ def delete_jobs(
 ) -> tuple[int, Kept]:
     """Delete jobs; return how many went, and which a row of the application keeps.
 
-    `first` does what has to be done before, in the same transaction, and returns which of them may go. Where the
-    database refuses, the batch is split until what it refuses is alone.
+    `first` does what has to be done before, in the same transaction, and returns which of them may go. What others
+    have locked is left for another time. Where a row is refused, the batch is split until that is alone; raises
+    what speaks against so many rows at once.
     """
     if not job_ids:
         return 0, {}
     database = config.database_alias
 
     def delete(*_: object) -> int:
-        ids = first(job_ids)
+        ids = first(_unlocked(database, job_ids))
         erase(database, ids)
         return len(ids)
 
     try:
-        return transactions.run(database, delete), {}
-    except IntegrityError as error:  # also Django's own, for what is protected or restricted
-        if len(job_ids) == 1:
-            refuse(database, job_ids[0])
+        return transactions.run(database, delete, waits_again=False), {}
+    # A row's own refusal; Django's, for what is protected or restricted; and what a receiver of its signals raises.
+    except Exception as error:
+        if len(job_ids) == 1 and batches.is_of_the_row(database, error):
+            # What only collides may go the next time.
+            if not transactions.contended(database, error):
+                refuse(database, job_ids[0])
             return 0, {job_ids[0]: why(error)}
+        if len(job_ids) == 1 or (isinstance(error, DatabaseError) and not isinstance(error, IntegrityError)):
+            raise
     half = len(job_ids) // 2
     before, kept = delete_jobs(config, job_ids[:half], first)
     after, also_kept = delete_jobs(config, job_ids[half:], first)
     return before + after, {**kept, **also_kept}
+
+
+def _unlocked(database: str, job_ids: Sequence[UUID]) -> Sequence[UUID]:
+    """Lock those of the jobs that nobody else has locked; of one writer for the whole database, all."""
+    if not connections[database].features.has_select_for_update_skip_locked:
+        return job_ids
+    rows = Job.objects.using(database).filter(pk__in=job_ids).order_by("pk")
+    return list(rows.select_for_update(skip_locked=True).values_list("pk", flat=True))
 
 
 def refuse(database: str, job_id: UUID) -> None:
@@ -160,7 +174,7 @@ def log_kept(kept: Kept) -> None:
 def describe_kept(kept: Kept) -> str:
     named = ", ".join(f"{job_id} by {why}" for job_id, why in list(kept.items())[:_SHOWN])
     some = "1 job" if len(kept) == 1 else f"{len(kept)} jobs"
-    return f"kept {some} that rows of the application refer to: {named}. {_ADVICE}"
+    return f"kept {some} that could not be deleted: {named}. {_ADVICE}"
 
 
 def _foreign_relations() -> list[Any]:

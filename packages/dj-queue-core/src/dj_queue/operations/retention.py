@@ -26,7 +26,7 @@ _TRIES = 5  # for a batch of which something goes
 # Seconds. No scheduler is so late that it would enqueue a tick as old as this while later ones are there.
 _SETTLED = 3600.0
 
-_LOOK = 10_000  # how many jobs a walk passes in one call, at most
+_LOOK = 20  # how many jobs a walk passes in one call, at most, for each of a batch
 _CLOCKS_DIFFER = timedelta(hours=1)  # an id tells the time of the host that made it
 _FIRST, _LAST = UUID(int=0), UUID(int=2**128 - 1)
 
@@ -54,17 +54,17 @@ class Retention:
         self._config, self._older_than = config, older_than
         self._old, self._rest = Walk(), Walk()
 
-    def delete_batch(self) -> int:
+    def delete_batch(self, *, batch_size: int = BATCH) -> int:
         now = transactions.run(
             self._config.database_alias, lambda dialect, cursor: dialect.now(cursor), one_statement=True
         )
         border = earliest_at(now - timedelta(seconds=self._older_than) + _CLOCKS_DIFFER)
-        return self._step(self._old, up_to=border) or self._step(self._rest, start=border)
+        return self._step(self._old, batch_size, up_to=border) or self._step(self._rest, batch_size, start=border)
 
-    def _step(self, walk: Walk, *, start: UUID = _FIRST, up_to: UUID = _LAST) -> int:
+    def _step(self, walk: Walk, batch_size: int, *, start: UUID = _FIRST, up_to: UUID = _LAST) -> int:
         if walk.ended or not start <= walk.after <= up_to:
             walk.after, walk.ended = start, False
-        return delete_finished(self._config, older_than=self._older_than, walk=walk, up_to=up_to)
+        return delete_finished(self._config, older_than=self._older_than, batch_size=batch_size, walk=walk, up_to=up_to)
 
 
 def delete_finished(
@@ -87,7 +87,7 @@ def delete_finished(
     window = up_to
     if walk is not None:
         ids = Job.objects.using(using).filter(pk__gt=walk.after, pk__lte=up_to).order_by("pk")
-        window = ids.values_list("pk", flat=True)[_LOOK : _LOOK + 1].first() or up_to
+        window = ids.values_list("pk", flat=True)[_LOOK * batch_size :].first() or up_to
         rows = rows.filter(pk__gt=walk.after, pk__lte=window)
 
     def first(job_ids: Sequence[UUID]) -> Sequence[UUID]:
@@ -131,7 +131,8 @@ def delete_failed(
 
     def first(job_ids: Sequence[UUID]) -> Sequence[UUID]:
         # Locked, so that a retry meanwhile is seen here, or sees this.
-        still = rows.filter(job_id__in=job_ids).select_for_update(of=_only(using))
+        skip_locked = connections[using].features.has_select_for_update_skip_locked
+        still = rows.filter(job_id__in=job_ids).select_for_update(skip_locked=skip_locked, of=_only(using))
         locked = list(still.values_list("job_id", flat=True))
         keep_newest_ticks(using, locked)
         FailedExecution.objects.using(using).filter(job_id__in=locked).delete()

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import IntegrityError, connections
+from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Model, Q, QuerySet
 
@@ -17,7 +17,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect
 from dj_queue.identifiers import uuid7
 from dj_queue.models import BlockedExecution, FailedExecution, Job, ReadyExecution, ScheduledExecution
-from dj_queue.operations import attempts, concurrency, deletion, readable, retention, transactions
+from dj_queue.operations import attempts, batches, concurrency, deletion, readable, retention, transactions
 
 type JobId = UUID | str
 
@@ -49,7 +49,10 @@ def retry_failed_job(job_id: JobId, *, backend_alias: str = "default") -> Job:
 def retry_failed_jobs(
     *, job_ids: Iterable[JobId] | None = None, batch_size: int = DEFAULT_BATCH, backend_alias: str = "default"
 ) -> int:
-    """Let failed jobs run again, all of the alias or those given, in batches; return how many."""
+    """Let failed jobs run again, all of the alias or those given, in batches; return how many.
+
+    What the database refuses of one is raised once the others are retried.
+    """
     config = backend_config(backend_alias)
     count = 0
     for jobs in _batches(config, FailedExecution, _among(job_ids), batch_size, partial(_retry, config), related="job"):
@@ -61,13 +64,22 @@ def retry_all(queryset: QuerySet[FailedExecution], *, batch_size: int = DEFAULT_
     """Let the failed jobs of a queryset run again, in its order and each under its own alias; return how many."""
     wanted = list(queryset.values_list("job_id", "backend_alias"))
     count = 0
+    first_refusal: DatabaseError | None = None
     for alias in sorted({alias for _, alias in wanted}):
         config = backend_config(alias)
         mine = [job_id for job_id, its_alias in wanted if its_alias == alias]
-        for start in range(0, len(mine), batch_size):
-            batch = mine[start : start + batch_size]
-            jobs = transactions.run(config.database_alias, partial(_retry_in_order, config, batch))
+        sizes, start = batches.Batches(config.database_alias, batch_size), 0
+        while start < len(mine):
+            try:
+                taken, jobs = sizes.run(partial(_retry_some, config, mine[start:]))
+            except DatabaseError as error:
+                if not batches.is_of_the_row(config.database_alias, error):
+                    raise
+                taken, jobs, first_refusal = 1, [], first_refusal or error
+            start += taken
             count += len(_tell_retried(jobs))
+    if first_refusal is not None:
+        raise first_refusal
     return count
 
 
@@ -174,6 +186,11 @@ def _retry(
     return jobs
 
 
+def _retry_some(config: BackendConfig, job_ids: Sequence[UUID], size: int) -> tuple[int, list[Job]]:
+    batch = job_ids[:size]
+    return len(batch), transactions.run(config.database_alias, partial(_retry_in_order, config, batch))
+
+
 def _retry_in_order(
     config: BackendConfig, job_ids: Sequence[UUID], dialect: Dialect, cursor: CursorWrapper
 ) -> list[Job]:
@@ -216,7 +233,7 @@ def _discard(config: BackendConfig, model: type[Model], state: str, among: Itera
     return count
 
 
-def _refused(job_id: UUID, error: IntegrityError) -> Discarded:
+def _refused(job_id: UUID, error: Exception) -> Discarded:
     return Discarded([], [], {job_id: deletion.why(error)})
 
 
@@ -249,19 +266,21 @@ def _batches[T](
     work: Callable[[Dialect, CursorWrapper, Sequence[Any]], T],
     *,
     related: str | None = None,
-    refused: Callable[[UUID, IntegrityError], T] | None = None,
+    refused: Callable[[UUID, Exception], T] | None = None,
 ) -> Iterator[T]:
     """Lock and treat rows, each batch in a transaction of its own, and yield what came of it once that is committed.
 
     Rows that others hold are left alone. Only rows that are there now: what this starts, a blocked job for a
-    discarded one or a retried job that fails again, is not treated in its turn. A row that the database refuses to
-    have treated is passed over, with what `refused` makes of it.
+    discarded one or a retried job that fails again, is not treated in its turn. A batch that the database refuses is
+    made smaller, and a row that it refuses alone is passed over, with what `refused` makes of it; without that, its
+    error is raised once the others are done.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
     newest = model._default_manager.using(config.database_alias).order_by("-pk").values_list("pk", flat=True).first()
     if newest is None:
         return
+    first_refusal: DatabaseError | None = None
     for which in among:
         last: int | None = 0
         size = batch_size
@@ -271,15 +290,20 @@ def _batches[T](
             try:
                 last, treated = transactions.run(config.database_alias, treat)
                 size = min(batch_size, size * 2)
-            except IntegrityError as error:
-                if refused is None or not found:
+            except DatabaseError as error:
+                if not batches.may_be_smaller(config.database_alias, error):
                     raise
                 if size > 1:
                     size = max(1, size // 4)
                     continue
-                last, treated = found[0].pk, refused(found[0].job_id, error)
+                if not found or not batches.is_of_the_row(config.database_alias, error):
+                    raise
+                last, treated = found[0].pk, refused(found[0].job_id, error) if refused else None
+                first_refusal = first_refusal or (None if refused else error)
             if treated is not None:
                 yield treated
+    if first_refusal is not None:
+        raise first_refusal
 
 
 def _treat[T](

@@ -15,6 +15,7 @@ from dj_queue.config import BackendConfig, SchedulerConfig
 from dj_queue.exceptions import AlreadyRecorded
 from dj_queue.models import Process, RecurringTask
 from dj_queue.operations import recurring, retention, schedulers
+from dj_queue.operations.batches import Batches
 from dj_queue.operations.schedule import aware, latest_tick, next_tick
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.part import Part
@@ -65,8 +66,6 @@ class Scheduler(Runner):
         self._seen: datetime | None = None  # the database's clock at the last step
         self._told: set[str] = set()
         self._clean_at = 0.0
-        keep = config.finished_kept_for
-        self._finished = None if keep is None else retention.Retention(config, keep)
         self._fires = Part(config, "scheduler.run")
         # What the database refuses to delete of one kind holds up no other.
         self._cleanings = [(Part(config, "scheduler.clean"), delete) for delete in self._cleaning()]
@@ -162,13 +161,19 @@ class Scheduler(Runner):
 
     def _clean(self) -> bool:
         """Delete one batch of each kind; return whether more is left."""
-        counts = [part(delete, 0) for part, delete in self._cleanings]
-        return any(count == retention.BATCH for count in counts)
+        full = [part(delete, False) for part, delete in self._cleanings]
+        return any(full)
 
-    def _cleaning(self) -> Iterator[Callable[[], int]]:
+    def _cleaning(self) -> Iterator[Callable[[], bool]]:
+        """For each kind, what deletes a batch of as many as the database accepts; it returns whether it was full."""
+        for delete in self._deletions():
+            batches = Batches(self.config.database_alias, retention.BATCH)
+            yield partial(batches.run, lambda size, delete=delete: delete(batch_size=size) >= size)  # type: ignore[misc]
+
+    def _deletions(self) -> Iterator[Callable[..., int]]:
         config = self.config
-        if self._finished is not None:
-            yield self._finished.delete_batch
+        if (keep := config.finished_kept_for) is not None:
+            yield retention.Retention(config, keep).delete_batch
         if (failed := config.clear_failed_jobs_after) is not None:
             yield partial(retention.delete_failed, config, older_than=failed)
         if (ticks := config.clear_recurring_executions_after) is not None:

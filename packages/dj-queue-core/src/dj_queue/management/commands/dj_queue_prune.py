@@ -9,6 +9,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from dj_queue.config import load_config
 from dj_queue.operations import deletion, retention, schema
+from dj_queue.operations.batches import Batches
 
 _LONGEST = 100 * 365 * 86400
 
@@ -59,19 +60,22 @@ class Command(BaseCommand):
             age: float | None,
             what: str,
             matching: Callable[[float], int],
-            delete: Callable[[float], int],
+            delete: Callable[[float, int], int],
             ended: Callable[[], bool] | None = None,
         ) -> int:
             if age is None:
                 return 0
-            return matching(age) if dry else self._delete_all(what, batch, lambda: delete(age), ended)
+            if dry:
+                return matching(age)
+            batches = Batches(config.database_alias, batch)
+            return self._delete_all(what, batch, lambda: batches.run(lambda size: delete(age, size)), ended)
 
         finished = count(
             ages["older_than"],
             "finished jobs",
             lambda age: retention.finished(config, age, path).count(),
-            lambda age: retention.delete_finished(
-                config, older_than=age, batch_size=batch, task_path=path, walk=walk, tell=kept.update
+            lambda age, size: retention.delete_finished(
+                config, older_than=age, batch_size=size, task_path=path, walk=walk, tell=kept.update
             ),
             lambda: walk.ended,
         )
@@ -79,15 +83,15 @@ class Command(BaseCommand):
             ages["failed_older_than"],
             "failed jobs",
             lambda age: retention.failed(config, age, path).count(),
-            lambda age: retention.delete_failed(
-                config, older_than=age, batch_size=batch, task_path=path, tell=kept.update
+            lambda age, size: retention.delete_failed(
+                config, older_than=age, batch_size=size, task_path=path, tell=kept.update
             ),
         )
         recurring = count(
             ages["recurring_older_than"],
             "recurring executions",
             lambda age: retention.recurring(config, age, key).count(),
-            lambda age: retention.delete_recurring(config, older_than=age, batch_size=batch, task_key=key),
+            lambda age, size: retention.delete_recurring(config, older_than=age, batch_size=size, task_key=key),
         )
         verb = "would delete" if dry else "deleted"
         self.stdout.write(
