@@ -1,7 +1,7 @@
 # Everything here goes through bin/uv, which finds uv or installs it into .cache/.
 UV := bin/uv
 
-.PHONY: help bench demo test test-all suites gates format lock clean
+.PHONY: help bench demo test test-all test-quick suites gates format lock clean
 
 help: ## Show this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -12,14 +12,17 @@ demo: ## A thousand jobs on a fresh SQLite file, through a real runtime
 test: ## The whole suite on SQLite, then on a PostgreSQL of its own; both always run
 	@$(MAKE) --no-print-directory suites DATABASES="sqlite postgres"
 
+test-quick: ## What is answered within a minute and a half: SQLite, without processes, browsers and web servers
+	@$(UV) run pytest -q -n 2 --dist loadfile -m "not once and not processes"
+
 test-all: ## The same on every database there is here: see CONTRIBUTING.md for MariaDB and MySQL
 	@$(MAKE) --no-print-directory suites DATABASES="sqlite mariadb mysql postgres"
 
-# What needs a browser or a web server needs it on one database, the last. Tests with real processes and clocks can
+# What needs a browser, a web server or no database needs one, the last. Tests with real processes and clocks can
 # fail beside others on a busy machine: what fails is shown, and counts if it fails again by itself.
 suites:
 	@failed=; for database in $(DATABASES); do \
-		which="not once"; group=; server=own; \
+		which="not once and not pure"; group=; server=own; \
 		case $$database in \
 			mariadb) server=$$DJ_QUEUE_TEST_MARIADB; group="--group mysql" ;; \
 			mysql) server=$$DJ_QUEUE_TEST_MYSQL; group="--group mysql" ;; \

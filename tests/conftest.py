@@ -38,9 +38,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # A cancelled CI run sends SIGTERM: leave by the front door, so that the suite's own server ends too.
     if not hasattr(config, "workerinput"):
         signal.signal(signal.SIGTERM, lambda *_: pytest.exit("SIGTERM", returncode=128 + signal.SIGTERM))
-        # A shell has what it runs in the background ignore SIGINT, and so would every process that a test starts.
-        if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        # A shell has what it runs in the background ignore these, and so would every process that a test starts.
+        for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGQUIT, signal.SIG_DFL)):
+            if signal.getsignal(number) == signal.SIG_IGN:
+                signal.signal(number, handler)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -56,8 +57,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
         scheduling.sort(items)
     for item in items:
-        if "browser" in getattr(item, "fixturenames", ()) or "embedding" in item.path.parts:
+        fixtures = getattr(item, "fixturenames", ())
+        if "browser" in fixtures or "embedding" in item.path.parts:
             item.add_marker("once")
+        waiting = {"runtime", "connections", "embedding", "test_examples.py", "test_readme.py"}
+        if "runtime" in fixtures or waiting.intersection(item.path.parts):
+            item.add_marker("processes")
 
 
 def pytest_report_header() -> list[str]:

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.once  # no database has a part in it, nor any version of Python
+
 PAGE = (Path(__file__).parent.parent / "docs" / "COMPARISONS.md").read_text()
 SECTIONS = dict(re.findall(r"^## ([^\n]+)\n\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 OTHERS = [

@@ -28,6 +28,8 @@ from dj_queue.config import (
     managed_aliases,
 )
 
+pytestmark = pytest.mark.pure  # no database has a part in it
+
 HUNDRED_YEARS = 100 * 365 * 86400
 OURS = {"BACKEND": BACKEND_PATH}
 FOREIGN = {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}

@@ -23,6 +23,8 @@ from dj_queue.config import (
 )
 from dj_queue.config.options import DISPATCHER, OPTIONS, SCHEDULER, WORKER
 
+pytestmark = pytest.mark.once  # no database has a part in it, nor any version of Python
+
 DOCS = Path(__file__).parent.parent / "docs"
 FLAT, BACKENDS = re.findall(r"^```yaml\n(.*?)```", (DOCS / "configuration.md").read_text(), re.DOTALL | re.MULTILINE)
 TASKS = {

@@ -14,6 +14,8 @@ from django.conf import settings
 
 from dj_queue.config import load_config
 
+pytestmark = pytest.mark.once  # no database has a part in it, nor any version of Python
+
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted(
     [

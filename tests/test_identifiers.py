@@ -15,6 +15,8 @@ from dj_queue import identifiers
 from dj_queue.identifiers import earliest_at, uuid7
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.pure  # no database has a part in it
+
 
 @pytest.fixture(autouse=True)
 def no_memory(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+pytestmark = pytest.mark.once  # no database has a part in it, nor any version of Python
+
 ROOT = Path(__file__).parent.parent
 REPOSITORY = "https://github.com/coriocactus/dj_queue"
 RAW = "https://raw.githubusercontent.com/coriocactus/dj_queue/main/"

@@ -6,8 +6,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+
 from dj_queue.config import load_config
 from dj_queue.config.options import DISPATCHER, OPTIONS, SCHEDULER, WORKER
+
+pytestmark = pytest.mark.once  # no database has a part in it, nor any version of Python
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

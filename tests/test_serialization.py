@@ -17,6 +17,8 @@ from dj_queue.exceptions import DjQueueError, NotJSONError
 from dj_queue.serialization import ErrorRecord, JSONLimits, describe, dump, normalize, storable
 from tests.working import name_case
 
+pytestmark = pytest.mark.pure  # no database has a part in it
+
 WIDE = JSONLimits(depth=500)
 NARROW = JSONLimits(depth=3, nul=False)
 ROUNDING = JSONLimits(depth=500, wide_integers=False)

@@ -10,6 +10,8 @@ import yaml
 
 from dj_queue_prometheus import collector, recorder
 
+pytestmark = pytest.mark.once  # no database has a part in it, nor any version of Python
+
 MONITORING = Path(__file__).parent.parent.parent / "packages" / "dj-queue-prometheus" / "monitoring"
 DASHBOARD = json.loads((MONITORING / "grafana-dashboard.json").read_text())
 RULES = yaml.safe_load((MONITORING / "alerts.yml").read_text())["groups"][0]["rules"]

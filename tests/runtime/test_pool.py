@@ -16,6 +16,8 @@ from dj_queue.operations import execution
 from dj_queue.runtime.pool import Pool
 from tests.conftest import wait_until
 
+pytestmark = pytest.mark.pure  # no database has a part in it
+
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
