@@ -57,6 +57,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: databases.SERVER,
         "the database's clock is this machine's",
     ),
+    "one writer": (
+        lambda: not connection.features.has_select_for_update,
+        "the database locks rows, and no writer waits for all others",
+    ),
     "row locks": (
         lambda: connection.features.has_select_for_update,
         "the database has one writer at a time: no such race",

@@ -308,6 +308,9 @@ class SQLite(Dialect):
     def is_transient(self, error: Error) -> bool:
         return "locked" in str(error) or "busy" in str(error)
 
+    def is_lock_timeout(self, error: Error) -> bool:
+        return getattr(error.__cause__, "sqlite_errorname", None) == "SQLITE_BUSY"
+
     def is_away(self, error: Error) -> bool:
         name = getattr(error.__cause__, "sqlite_errorname", None)
         if name is None:  # the driver's own: its connection, or a text in the file that is none

@@ -124,7 +124,7 @@ def finish_and_claim(
     *,
     worker: str,
     on_unblocked: Callable[[], None] = lambda: None,
-    waits_again: bool = True,
+    waits_again: bool | None = True,
     on_strays: Callable[[], None] = lambda: None,
     last: bool = False,
 ) -> tuple[list[Job], list[Job]]:
@@ -132,7 +132,8 @@ def finish_and_claim(
 
     A commit may cost more than all statements before it, and a job that others wait for has two otherwise.
     Return the jobs that were still ours, and those that were claimed. Without `waits_again`, a lock that was waited
-    for in vain is the caller's to think about: `held_keys` says whose. Jobs that are not `settled` afterwards were
+    for in vain is the caller's to think about: `held_keys` says whose, and with None, those that it concerns are found
+    by halves. Jobs that are not `settled` afterwards were
     refused, and are to be tried again from their `retry_at` on; with `last`, as little as possible is left so.
     `on_strays` is called if what was claimed could not be read in full: those claims are to be given back.
     """

@@ -92,19 +92,20 @@ def record(
     claiming: Claiming | None,
     *,
     worker: str,
-    waits_again: bool = True,
+    waits_again: bool | None = True,
     last: bool = False,
 ) -> list[Recorded]:
     """Record jobs in as few transactions as the database accepts; say of each whether it is `settled`.
 
-    Without `waits_again`, a lock that was waited for in vain is raised as well: then, too, nothing was recorded.
+    Without `waits_again`, a lock that was waited for in vain is raised as well: then, too, nothing was recorded. With
+    None, the batch is split at once: the caller has waited for all of it, and knows no better.
     What others hold says nothing against an outcome: that is recorded as it is, whenever they let go.
     With `last`, what is refused is not left for another time if anything smaller is accepted. Raises the
     database's error if that is away: then nothing was recorded.
     """
-    recorder = _Recorder(config, worker, waits_again, last)
+    recorder = _Recorder(config, worker, waits_again=waits_again, last=last)
     try:
-        for some in list(_batches(jobs)):
+        for some in list(_batches(jobs, together=recorder.one_writer)):
             recorder.attempt(some, claiming)
             claiming = None
     except Error:
@@ -118,9 +119,9 @@ def is_away(config: BackendConfig, error: Exception) -> bool:
     return isinstance(error, Error) and dialect_for(config.database_alias).is_away(error)
 
 
-def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
-    """What was refused goes alone, what connections broke with goes last."""
-    apart = {job.claim.id for job in jobs if job.refusals or job.waits or job.losses >= _TOGETHER}
+def _batches(jobs: Sequence[Job], *, together: bool) -> Iterator[list[Job]]:
+    """What was refused goes alone, and what has waited but for `together`; what connections broke with goes last."""
+    apart = {job.claim.id for job in jobs if job.refusals or (job.waits and not together) or job.losses >= _TOGETHER}
     fresh = [job for job in jobs if job.claim.id not in apart]
     if fresh:
         yield fresh
@@ -128,16 +129,21 @@ def _batches(jobs: Sequence[Job]) -> Iterator[list[Job]]:
 
 
 class _Recorder:
-    def __init__(self, config: BackendConfig, worker: str, waits_again: bool, last: bool) -> None:
+    def __init__(self, config: BackendConfig, worker: str, *, waits_again: bool | None, last: bool) -> None:
         self._config, self._worker, self._waits_again, self._last = config, worker, waits_again, last
         self._dialect = dialect_for(config.database_alias)
-        self._patient = waits_again and not last
+        self._patient = bool(waits_again) and not last
         self.recorded: list[Recorded] = []
+        self.one_writer = not connections[config.database_alias].features.has_select_for_update
+        self._writing: Exception | None = None  # what says that another is the one writer
 
     def is_away(self, error: Exception) -> bool:
         return is_away(self._config, error)
 
     def attempt(self, jobs: Sequence[Job], claiming: Claiming | None = None) -> None:
+        if self._writing is not None:
+            self._wait(jobs, self._writing)
+            return
         if any(job.waits for job in jobs):
             self._patient = False
         if any(job.losses for job in jobs):
@@ -154,7 +160,9 @@ class _Recorder:
                     job.losses += 1
                     job.refusal = refusal
                 raise
-            if not self._waits_again and isinstance(refusal, Error) and self._dialect.is_lock_timeout(refusal):
+            waited = isinstance(refusal, Error) and self._dialect.is_lock_timeout(refusal)
+            # Of one writer for the whole database, nothing could be recorded without what others hold.
+            if waited and not self.one_writer and self._waits_again is False:
                 raise
             if self._held(refusal) and self._make_way(jobs, refusal):
                 return
@@ -176,14 +184,18 @@ class _Recorder:
         self._patient = False
         if self._last and self._write_without_slots(jobs):
             return True
-        # Of one writer for the whole database, no part of a batch gets more than the whole.
-        if len(jobs) > 1 and connections[self._config.database_alias].features.has_select_for_update:
+        if self.one_writer:  # no part of a batch gets more than the whole, nor does another batch
+            self._writing = refusal
+        elif len(jobs) > 1:
             return False
+        self._wait(jobs, refusal)
+        return True
+
+    def _wait(self, jobs: Sequence[Job], refusal: Exception) -> None:
         for job in jobs:
             job.waits += 1
             job.refusal = refusal
             job.retry_at = time.monotonic() + _pause(job.waits)
-        return True
 
     def _write_without_slots(self, jobs: Sequence[Job]) -> bool:
         """Record, and leave the slots to upkeep, which finds them free: there is no time to wait for semaphores."""

@@ -159,13 +159,16 @@ def observe[T](database: str, read: Callable[[Dialect, CursorWrapper], T]) -> T:
 
     On SQLite a transaction of the recommended kind would take the one write lock.
     """
+
+    def look(dialect: Dialect, cursor: CursorWrapper) -> T:
+        with dialect.observing(cursor):
+            return read(dialect, cursor)
+
     dialect = dialect_for(database)
-    with ExitStack() as stack:
-        if dialect.observes_in_transaction:
-            stack.enter_context(transaction.atomic(using=database))
-        cursor = stack.enter_context(connections[database].cursor())
-        stack.enter_context(dialect.observing(cursor))
-        return read(dialect, cursor)
+    if dialect.observes_in_transaction:
+        return run(database, look)
+    with connections[database].cursor() as cursor:
+        return look(dialect, cursor)
 
 
 def look(database: str, read: Callable[[Dialect, CursorWrapper], bool]) -> bool:

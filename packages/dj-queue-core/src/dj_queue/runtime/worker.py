@@ -278,7 +278,7 @@ class Worker(Runner):
                     # Nothing was recorded: the next time, which is now, without these.
                     self._held_keys.add(held)
                     return self._finish(claiming=claiming)
-                recorded, claimed = finish()
+                recorded, claimed = finish(waits_again=None)
             self._forget(due)
             self._measure_round_trip(time.monotonic() - began)
             if claimed:
@@ -293,13 +293,26 @@ class Worker(Runner):
         self._held.difference_update(job.claim.id for job in settled if not job.given_up)
         self._unrecorded = [job for job in self._unrecorded if not job.settled]
         for job in jobs:
-            if job.refusal is not None and (job.given_up or (job.refusals + job.waits == 1 and not job.settled)):
+            if job.refusal is not None and (job.given_up or (job.refusals == 1 and not job.settled)):
                 what = "is given up, and fails once this process has ended" if job.given_up else "is tried again"
                 logger.error(
                     "dj_queue %s: the database refused to record job %s (%s), which %s: %s",
                     self.name, job.claim.job_id, job.claim.task_path, what, job.refusal,
                 )  # fmt: skip
                 report(self.config, job.refusal, "worker.record")
+
+        waiting = [job for job in jobs if job.waits == 1 and not job.refusals and not job.settled]
+        if waiting:
+            first = waiting[0]
+            logger.warning(
+                "dj_queue %s: what others have locked keeps %s from being recorded, first job %s (%s): %s. It is tried"
+                " again for as long as it takes. Look for transactions that are open for long.",
+                self.name,
+                "1 job" if len(waiting) == 1 else f"{len(waiting)} jobs",
+                first.claim.job_id,
+                first.claim.task_path,
+                first.refusal,
+            )
 
     def _until_retry(self) -> float | None:
         """Seconds until what was refused is to be recorded; None if there is nothing."""
