@@ -3,9 +3,10 @@
 from django.contrib import admin
 from django.urls import path
 
-from tests.admin.site import console
+from tests.admin.site import console, restricted
 
 urlpatterns = [
     path("admin/", admin.site.urls),
     path("console/", console.urls),
+    path("restricted/", restricted.urls),
 ]

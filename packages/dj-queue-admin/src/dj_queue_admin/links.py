@@ -21,6 +21,10 @@ class Links:
         self._query: dict[str, str] = {} if only_alias else {"backend": alias}
 
     @property
+    def site(self) -> AdminSite:
+        return self._site
+
+    @property
     def overview(self) -> str:
         return self.to("admin:dj_queue_dashboard_changelist")
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from django.contrib import messages
+from django.db.models import Q, QuerySet
 from django.http import HttpRequest, HttpResponse, HttpResponseBadRequest, HttpResponseRedirect
+from django.urls import NoReverseMatch
 from django.utils.http import url_has_allowed_host_and_scheme
 
 from dj_queue.config import BackendConfig
-from dj_queue.models import Job, Pause
-from dj_queue.operations import jobs, queues, stored
-from dj_queue_admin import audit, permissions
+from dj_queue.models import Job, Pause, ReadyExecution
+from dj_queue.operations import jobs, queues
+from dj_queue_admin import audit, hooks, permissions
 from dj_queue_admin.dashboard.queue import SIZE, State, exists, rows, state_named
 from dj_queue_admin.links import Links
 from dj_queue_admin.permissions import Verb
+from dj_queue_admin.records import bulk
 from dj_queue_admin.records.job_page import JSON_FIELDS
 from dj_queue_admin.templatetags.dj_queue_admin import number
 
 MOST_SELECTED: Final = SIZE
+_CLEARED_AT_ONCE: Final = 500
+
+
+class Told(NamedTuple):
+    """What is said of an action on a queue, and where to go on if there is more to do."""
+
+    level: int
+    text: str
+    go_on: str = ""
 
 
 def act_on_queue(request: HttpRequest, config: BackendConfig, links: Links, name: str) -> HttpResponse:
@@ -31,9 +44,12 @@ def act_on_queue(request: HttpRequest, config: BackendConfig, links: Links, name
         return HttpResponseBadRequest(f"{action!r} is no action on a queue. Known: {', '.join(_ON_QUEUE)}.")
     verb, model, do = act
     permissions.require(request, verb, model)
+    hooks.require(links.site, request, model)
     # A queue that is gone meanwhile is no mistake of whoever pressed the button, and may be paused ahead.
-    level, text = do(request, config, name)
-    messages.add_message(request, level, text)
+    told = do(request, config, links, name)
+    messages.add_message(request, told.level, told.text)
+    if told.go_on:
+        return HttpResponseRedirect(told.go_on)
     return _back(request, config, links, name)
 
 
@@ -45,12 +61,14 @@ def act_on_jobs(request: HttpRequest, config: BackendConfig, links: Links, name:
         allowed = ", ".join(state.verbs) or "nothing"
         return HttpResponseBadRequest(f"To {state.name} jobs, {allowed} can be done.")
     permissions.require(request, verb, Job)
+    hooks.require(links.site, request, Job)
     selected = _ids(request.POST.getlist("_selected_action"))
     if not selected:
         messages.warning(request, "No job was selected.")
         return _back(request, config, links, name)
     # Only those of this backend, queue and state: whatever else was sent is left alone.
     found = rows(config, name, state).filter(**{f"{state.job_id}__in": selected[:MOST_SELECTED]})
+    found = hooks.seen(links.site, request, Job, found, state.job_id)
     found = found.defer(*(f"{state.path}{field}" for field in JSON_FIELDS))
     there = [row.job if state.path else row for row in found.order_by(*state.order)]
     done = _ON_JOBS[verb](config, state, [job.pk for job in there])
@@ -64,32 +82,68 @@ def act_on_jobs(request: HttpRequest, config: BackendConfig, links: Links, name:
 # ---- queues -----------------------------------------------------------------------------------------
 
 
-def _pause(request: HttpRequest, config: BackendConfig, name: str) -> tuple[int, str]:
+def _pause(request: HttpRequest, config: BackendConfig, links: Links, name: str) -> Told:
     if queues.is_paused(config, name):
-        return messages.INFO, f"The queue {name} was paused already."
+        return Told(messages.INFO, f"The queue {name} was paused already.")
     queues.pause(config, name)
     audit.record_one(request, Pause, name, f"Paused the queue {name} of {config.alias}.")
-    return messages.SUCCESS, f"The queue {name} is paused: workers take no more jobs from it."
+    return Told(messages.SUCCESS, f"The queue {name} is paused: workers take no more jobs from it.")
 
 
-def _resume(request: HttpRequest, config: BackendConfig, name: str) -> tuple[int, str]:
+def _resume(request: HttpRequest, config: BackendConfig, links: Links, name: str) -> Told:
     if not queues.is_paused(config, name):
-        return messages.INFO, f"The queue {name} was not paused any more."
+        return Told(messages.INFO, f"The queue {name} was not paused any more.")
     queues.resume(config, name)
     audit.record_one(request, Pause, name, f"Resumed the queue {name} of {config.alias}.")
-    return messages.SUCCESS, f"The queue {name} goes on."
+    return Told(messages.SUCCESS, f"The queue {name} goes on.")
 
 
-def _clear(request: HttpRequest, config: BackendConfig, name: str) -> tuple[int, str]:
-    count = stored.clear_queue(config, name)
+def _clear(request: HttpRequest, config: BackendConfig, links: Links, name: str) -> Told:
+    """Discard ready jobs for as long as one request may take. What was done is noted, even if it broke off."""
+    ready = ReadyExecution.objects.using(config.database_alias).filter(backend_alias=config.alias, queue_name=name)
+    ready = hooks.seen(links.site, request, Job, ready, "job_id")
+    newest = ready.order_by("-pk").values_list("pk", flat=True).first() or 0
+    deadline = time.monotonic() + bulk.BUDGET
+    count, last, ended, what = 0, None, False, ""
+    try:
+        while not ended and (last is None or time.monotonic() < deadline):
+            batch = _after(ready.filter(pk__lte=newest), last)
+            ended = len(batch) < _CLEARED_AT_ONCE
+            if not batch:
+                break
+            last = batch[-1]
+            job_ids = [job_id for _, _, job_id in batch]
+            count += jobs.discard_ready_jobs(job_ids=job_ids, backend_alias=config.alias)
+    finally:
+        if count:
+            what = f"{number(count)} ready {'job' if count == 1 else 'jobs'}"
+            more = "" if ended else ", and left others"
+            text = f"Discarded {what} of the queue {name} of {config.alias}{more}."
+            audit.record_one(request, Job, name, text, deleted=True)
     if not count:
-        return messages.INFO, f"The queue {name} had no ready jobs."
-    what = f"{number(count)} ready {'job' if count == 1 else 'jobs'}"
-    audit.record_one(request, Job, name, f"Discarded {what} of the queue {name} of {config.alias}.", deleted=True)
-    return messages.SUCCESS, f"{what} of the queue {name} discarded."
+        return Told(messages.INFO, f"The queue {name} had no ready jobs.")
+    if ended:
+        return Told(messages.SUCCESS, f"{what} of the queue {name} discarded.")
+    text = f"{what} of the queue {name} discarded so far, in {bulk.BUDGET:g} seconds. More are left."
+    return Told(messages.WARNING, text, _rest(links, name))
 
 
-type _Act = Callable[[HttpRequest, BackendConfig, str], tuple[int, str]]
+def _after(ready: QuerySet[ReadyExecution], last: tuple[int, int, UUID] | None) -> list[tuple[int, int, UUID]]:
+    """The next ready jobs, in the order of their index."""
+    if last is not None:
+        ready = ready.filter(Q(priority__lt=last[0]) | Q(priority=last[0], pk__gt=last[1]))
+    return list(ready.order_by("-priority", "pk").values_list("priority", "pk", "job_id")[:_CLEARED_AT_ONCE])
+
+
+def _rest(links: Links, name: str) -> str:
+    """Where to go on with clearing; empty where the site has no such page."""
+    try:
+        return links.to("admin:dj_queue_job_bulk", query={"verb": "discard", "status": "ready", "queue": name})
+    except NoReverseMatch:
+        return ""
+
+
+type _Act = Callable[[HttpRequest, BackendConfig, Links, str], Told]
 
 _ON_QUEUE: Final[dict[str, tuple[Verb, type[Pause] | type[Job], _Act]]] = {
     "pause": ("pause", Pause, _pause),

@@ -32,12 +32,13 @@ class Alert:
         return " ".join(filter(None, (self.text, self.detail, self.command)))
 
 
-def alerts(seen: Observation, config: BackendConfig, links: Links) -> list[Alert]:
+def alerts(seen: Observation, listed: Observation, config: BackendConfig, links: Links) -> list[Alert]:
+    """`listed` is the same without the rows that the visitor may not see: no alert names them."""
     found = [
-        *_runtime(seen),
+        *_runtime(seen, listed),
         *_queues(seen),
-        *_processes(seen, config),
-        *_recurring(seen, links),
+        *_processes(listed, config),
+        *_recurring(listed, links),
         *_failures(seen, links),
     ]
     return sorted(found, key=lambda alert: alert.tone != "bad")
@@ -55,7 +56,7 @@ def promised(seen: Observation, task: ObservedRecurringTask) -> bool:
 # ---- who works --------------------------------------------------------------------------------------
 
 
-def _runtime(seen: Observation) -> Iterator[Alert]:
+def _runtime(seen: Observation, listed: Observation) -> Iterator[Alert]:
     command = liveness.command(seen.backend_alias)
     kinds = _live_kinds(seen)
     if Process.Kind.WORKER not in kinds:
@@ -66,7 +67,7 @@ def _runtime(seen: Observation) -> Iterator[Alert]:
     if Process.Kind.DISPATCHER not in kinds and waiting.count:
         text = f"No dispatcher is alive: {waiting} scheduled and blocked jobs stay where they are."
         yield Alert("bad", text, "Start one:", command=f"{command} --only-dispatch")
-    idle = [task for task in seen.recurring if not promised(seen, task)]
+    idle = [task for task in listed.recurring if not promised(seen, task)]
     if idle:
         which = "that has" if Process.Kind.SCHEDULER in kinds else "to run"
         yield Alert("bad", f"No scheduler is alive {which} {_keys(idle)}.", "Start one:", command=command)

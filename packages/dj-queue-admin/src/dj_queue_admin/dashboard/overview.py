@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from django.db.models import Model
 from django.http import HttpRequest, QueryDict
 
 from dj_queue.config import BackendConfig
@@ -13,7 +14,7 @@ from dj_queue.models import Job, Pause, Process, RecurringTask, Semaphore
 from dj_queue.operations import history, observation
 from dj_queue.operations.history import RANGES, History, Range
 from dj_queue.operations.observation import Observation, ObservedProcess, ObservedQueue
-from dj_queue_admin import liveness, permissions
+from dj_queue_admin import hooks, liveness, permissions
 from dj_queue_admin.dashboard import alerts, charts, figures
 from dj_queue_admin.dashboard.tables import Column, Table, changed
 from dj_queue_admin.links import Links
@@ -81,17 +82,18 @@ def observe(config: BackendConfig) -> Observation:
 
 def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[str, Any]:
     seen = observe(config)
+    listed = _seen_by(request, config, links, seen)
     within = range_of(request.GET)
     return {
         "observation": seen,
         "cards": figures.cards(seen, links),
-        "alerts": alerts.alerts(seen, config, links),
-        "promised": {task.key for task in seen.recurring if alerts.promised(seen, task)},
+        "alerts": alerts.alerts(seen, listed, config, links),
+        "promised": {task.key for task in listed.recurring if alerts.promised(seen, task)},
         "facts": figures.facts(config, seen),
         "queues": Table("queues_", _QUEUE_COLUMNS, seen.queues, size=QUEUES, query=request.GET),
-        "processes": Table("processes_", _PROCESS_COLUMNS, groups(seen.processes), size=PROCESSES, query=request.GET),
-        "recurring": Table("recurring_", _RECURRING_COLUMNS, seen.recurring, size=RECURRING, query=request.GET),
-        "semaphores": Table("semaphores_", _SEMAPHORE_COLUMNS, seen.semaphores, size=SEMAPHORES, query=request.GET),
+        "processes": Table("processes_", _PROCESS_COLUMNS, groups(listed.processes), size=PROCESSES, query=request.GET),
+        "recurring": Table("recurring_", _RECURRING_COLUMNS, listed.recurring, size=RECURRING, query=request.GET),
+        "semaphores": Table("semaphores_", _SEMAPHORE_COLUMNS, listed.semaphores, size=SEMAPHORES, query=request.GET),
         "links_to_rows": {
             model._meta.model_name: links.rows(model) for model in (Job, Pause, Process, RecurringTask, Semaphore)
         },
@@ -100,6 +102,26 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
         "may": allowed(request),
         **charts_context(request, config, history.history_of(config, within), within),
     }
+
+
+def _seen_by(request: HttpRequest, config: BackendConfig, links: Links, seen: Observation) -> Observation:
+    """Without rows that the project's own admins keep from the visitor."""
+
+    def kept[T](model: type[Model], items: tuple[T, ...], key: str, field: str) -> tuple[T, ...]:
+        if not hooks.may_see(links.site, request, model):
+            return ()
+        if hooks.chosen(links.site, request, model) is None:
+            return items
+        rows = hooks.seen(links.site, request, model, model._default_manager.using(config.database_alias).all())
+        known = set(rows.values_list(field, flat=True))
+        return tuple(item for item in items if getattr(item, key) in known)
+
+    return replace(
+        seen,
+        processes=kept(Process, seen.processes, "id", "pk"),
+        recurring=kept(RecurringTask, seen.recurring, "key", "key"),
+        semaphores=kept(Semaphore, seen.semaphores, "key", "key"),
+    )
 
 
 def charts_context(request: HttpRequest, config: BackendConfig, past: History, within: Range) -> dict[str, Any]:

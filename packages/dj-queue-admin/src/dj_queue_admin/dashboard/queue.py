@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final
 from uuid import UUID
@@ -28,7 +28,7 @@ from dj_queue.models import (
 from dj_queue.operations import history
 from dj_queue.operations.history import RANGES
 from dj_queue.operations.observation import ObservedQueue
-from dj_queue_admin import permissions
+from dj_queue_admin import hooks, permissions
 from dj_queue_admin.dashboard import overview
 from dj_queue_admin.dashboard.tables import Column, Heading, Pages, changed, order_of, parse_sort, sort_address
 from dj_queue_admin.links import Links
@@ -142,7 +142,8 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
             )
             for each in _BY_NAME.values()
         ],
-        "jobs": jobs(request, config, name, state, many=getattr(queue, state.name) >= LOOK),
+        "jobs": jobs(request, config, links, name, state, many=getattr(queue, state.name) >= LOOK),
+        "listed": hooks.may_see(links.site, request, Job),
         "verbs": [verb for verb in state.verbs if permissions.may(request, verb, Job)],
         "may": overview.allowed(request),
         "may_read": permissions.may_read(request, Job),
@@ -167,23 +168,27 @@ def rows(config: BackendConfig, name: str, state: State) -> QuerySet[Any]:
     return found.select_related("job", "process") if state.name == "claimed" else found.select_related("job")
 
 
-def jobs(request: HttpRequest, config: BackendConfig, name: str, state: State, *, many: bool) -> Jobs:
+def jobs(request: HttpRequest, config: BackendConfig, links: Links, name: str, state: State, *, many: bool) -> Jobs:
     """One page of a queue's jobs in a state, searched or sorted as the address asks."""
     given = {"since": request.GET.get("since", "")}
     contents = permissions.may_read(request, Job)
     text = request.GET.get("q", "").strip()
+    mine = hooks.chosen(links.site, request, Job)
     chosen = filters.read(given, config, contents=contents, text=text, status=state.name, queue=name)
+    chosen = replace(chosen, jobs=mine)
     searched = bool(text or given["since"])
     # To sort is to read all of them: offered where that is cheap, and what was searched keeps its order.
     sortable = not many and not searched and state.name != "finished"
     columns = _columns(state, sortable=sortable)
     sort = parse_sort(request.GET.get("sort", ""), [column.key for column in columns if column.value])
-    found: Any = chosen.found
-    if sort:
+    found: Any = chosen.found if hooks.may_see(links.site, request, Job) else []
+    if sort and not isinstance(found, list):
         order = [f"{'-' if down else ''}{_fields(state)[key]}" for key, down in sort]
-        found = rows(config, name, state).order_by(*order, *state.order).values_list(state.job_id, flat=True)
+        sorted_rows = hooks.seen(links.site, request, Job, rows(config, name, state), state.job_id)
+        found = sorted_rows.order_by(*order, *state.order).values_list(state.job_id, flat=True)
     paginator = Paginator(found, SIZE)
-    paginator.__dict__["count"] = chosen.count.number  # it would count them all
+    # It would count them all.
+    paginator.__dict__["count"] = chosen.count.number if not isinstance(found, list) else len(found)
     page = paginator.get_page(request.GET.get("page"))
     headings = [
         Heading(

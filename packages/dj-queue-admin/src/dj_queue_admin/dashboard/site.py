@@ -12,7 +12,7 @@ from django.urls import URLPattern, path
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import Dashboard
-from dj_queue_admin import backends
+from dj_queue_admin import backends, hooks
 from dj_queue_admin.dashboard import actions, names, overview, queue
 from dj_queue_admin.links import Links
 from dj_queue_admin.views import Page, page
@@ -51,12 +51,12 @@ class DashboardAdmin(_Base):
         ]
 
     def overview(self, request: HttpRequest, **kwargs: Any) -> HttpResponse:
-        config = backends.selected(request)
+        config = self._entered(request)
         shown = overview.context(request, config, self._links(config))
         return self._show(request, config, "overview", "Dashboard", shown)
 
     def queue(self, request: HttpRequest, name: str) -> HttpResponse:
-        config = backends.selected(request)
+        config = self._entered(request)
         shown = queue.context(request, config, self._links(config), name)
         return self._show(request, config, "queue", f"Queue {name}", shown)
 
@@ -81,10 +81,15 @@ class DashboardAdmin(_Base):
     def has_delete_permission(self, request: HttpRequest, obj: Any = None) -> bool:
         return False
 
+    def _entered(self, request: HttpRequest) -> BackendConfig:
+        """The backend of a request, whose visitor may see the dashboard."""
+        hooks.require(self.admin_site, request, Dashboard)
+        return backends.selected(request)
+
     def _act(self, request: HttpRequest, name: str, act: Action) -> HttpResponse:
         if request.method != "POST":
             return HttpResponseNotAllowed(["POST"])
-        config = backends.selected(request)
+        config = self._entered(request)
         return act(request, config, self._links(config), name)
 
     def _show(

@@ -15,7 +15,7 @@ from django.urls import URLPattern, path, reverse
 from dj_queue.config import BackendConfig
 from dj_queue.models import FailedExecution, Job
 from dj_queue.operations import jobs
-from dj_queue_admin import audit, backends, permissions
+from dj_queue_admin import audit, backends, hooks, permissions
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import filters, verbs
 from dj_queue_admin.records.cells import counted
@@ -73,6 +73,7 @@ def bulk_view(model_admin: RecordAdmin, request: HttpRequest) -> HttpResponse:
     config = backends.selected(request)
     verb = _verb(request)
     permissions.require(request, verb, model_admin.model)
+    hooks.require(model_admin.admin_site, request, model_admin.model)
     wanted = _wanted(model_admin, request, config, verb)
     if isinstance(wanted, str):
         messages.error(request, wanted)
@@ -81,10 +82,14 @@ def bulk_view(model_admin: RecordAdmin, request: HttpRequest) -> HttpResponse:
         progress = Progress.read({}, wanted)
         return _ask(model_admin, request, config, verb, wanted, progress)
     progress = Progress.read(request.POST, wanted)
-    before, ended = progress.done, _work(config, verb, wanted, progress)
-    if count := progress.done - before:
-        text = f"{_DONE[verb]} {counted(count, 'job')}: {wanted}."
-        audit.record_one(request, Job, str(wanted), text, deleted=verb == "discard")
+    before, whole = progress.done, False
+    try:
+        ended, whole = _work(config, verb, wanted, progress), True
+    finally:
+        # Also of what was broken off, by whatever: the jobs are gone.
+        if count := progress.done - before:
+            text = f"{_DONE[verb]} {counted(count, 'job')}: {wanted}{'' if whole else '. It broke off'}."
+            audit.record_one(request, Job, str(wanted), text, deleted=verb == "discard")
     if not ended:
         return _ask(model_admin, request, config, verb, wanted, progress)
     if progress.done:
@@ -109,6 +114,7 @@ def _wanted(model_admin: RecordAdmin, request: HttpRequest, config: BackendConfi
     fixed = {"status": "failed"} if model_admin.model is FailedExecution else {}
     contents = permissions.may_read(request, model_admin.model)
     wanted = filters.read(request.GET, config, contents=contents, text=request.GET.get("q", ""), **fixed)
+    wanted = narrowed(model_admin, request, wanted)
     if wanted.mistakes:
         return f"{wanted.mistakes[0]}. Nothing was changed: correct the filter."
     if verb == "retry" and wanted.state in ("", "failed"):
@@ -117,6 +123,13 @@ def _wanted(model_admin: RecordAdmin, request: HttpRequest, config: BackendConfi
         return wanted
     known = "failed" if verb == "retry" else ", ".join(_DISCARDABLE)
     return f"To {verb} all that match, filter by one of these states first: {known}. Nothing was changed."
+
+
+def narrowed(model_admin: RecordAdmin, request: HttpRequest, wanted: Selection) -> Selection:
+    """The selection, within what the project's own admins let the visitor see."""
+    site = model_admin.admin_site
+    failures = hooks.chosen(site, request, FailedExecution) if model_admin.model is FailedExecution else None
+    return replace(wanted, jobs=hooks.chosen(site, request, Job), failures=failures)
 
 
 def _work(config: BackendConfig, verb: Verb, wanted: Selection, progress: Progress) -> bool:

@@ -17,8 +17,8 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 
 from dj_queue.config import BackendConfig
-from dj_queue.models import FailedExecution
-from dj_queue_admin import backends, permissions
+from dj_queue.models import FailedExecution, Job
+from dj_queue_admin import backends, hooks, permissions
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import bulk, filters, job, job_page, shown
 from dj_queue_admin.records.cells import link, moment
@@ -68,14 +68,17 @@ class FailedExecutionAdmin(RecordAdmin):
 
     def get_queryset(self, request: HttpRequest) -> QuerySet[FailedExecution]:
         heavy = [f"job__{field}" for field in job_page.JSON_FIELDS]
-        return super().get_queryset(request).select_related("job").defer(*heavy)
+        rows = super().get_queryset(request).select_related("job").defer(*heavy)
+        mine = hooks.chosen(self.admin_site, request, Job)
+        return rows if mine is None else rows.filter(job_id__in=mine)
 
     # ---- the list -----------------------------------------------------------------------------------
 
     def select(self, request: HttpRequest, text: str) -> Selection:
         config = backends.selected(request)
         contents = permissions.may_read(request, FailedExecution)
-        return filters.read(request.GET, config, contents=contents, text=text, status="failed")
+        wanted = filters.read(request.GET, config, contents=contents, text=text, status="failed")
+        return bulk.narrowed(self, request, wanted)
 
     def find(self, request: HttpRequest, text: str) -> Found:
         wanted = self.select(request, text)
@@ -118,6 +121,8 @@ class FailedExecutionAdmin(RecordAdmin):
     # ---- a failure's page ---------------------------------------------------------------------------
 
     def detail(self, request: HttpRequest, config: BackendConfig, row: FailedExecution) -> dict[str, Any]:
+        if hooks.may_see(self.admin_site, request, Job):
+            hooks.require(self.admin_site, request, Job, row.job)
         found = job_page.describe(self, request, config, row.job.pk)
         return {**found, "job_url": self.url_of(row.job)} if found else {}
 
@@ -143,11 +148,15 @@ class FailedExecutionAdmin(RecordAdmin):
     def groups_view(self, request: HttpRequest) -> HttpResponse:
         """The newest failures by exception and task, the most frequent first."""
         config = backends.selected(request)
+        hooks.require(self.admin_site, request, FailedExecution)
         rows = FailedExecution.objects.using(config.database_alias)
         oldest = rows.order_by("-pk").values_list("pk", flat=True)[GROUPED : GROUPED + 1].first()
         looked = rows.filter(backend_alias=config.alias)
         if oldest is not None:
             looked = looked.filter(pk__gt=oldest)
+        looked = hooks.seen(self.admin_site, request, FailedExecution, looked)
+        if (mine := hooks.chosen(self.admin_site, request, Job)) is not None:
+            looked = looked.filter(job_id__in=mine)
         found = looked.values("exception_class", "job__task_path")
         counted = found.annotate(
             count=Count("pk"), first=Min("created_at"), last=Max("created_at"), newest=Max("pk")

@@ -55,7 +55,7 @@ def read(query: Mapping[str, str], config: BackendConfig, *, contents: bool, tex
     ]
     if values["status"] and values["status"] not in STATES:
         raise Http404(f"{values['status']!r} is no state of a job. Known: {', '.join(STATES)}.")
-    times = {name: _time(name, values[name], mistakes) for name in ("since", "until")}
+    since, until = (_time(name, values[name], mistakes) for name in ("since", "until"))
     return Selection(
         config,
         state=values["status"],
@@ -66,8 +66,9 @@ def read(query: Mapping[str, str], config: BackendConfig, *, contents: bool, tex
         exception=values["exception_class"],
         text=text.strip(),
         contents=contents,
+        since=since,
+        until=until,
         mistakes=tuple(mistakes),
-        **times,
     )
 
 

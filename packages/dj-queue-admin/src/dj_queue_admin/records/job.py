@@ -15,7 +15,7 @@ from django.utils.safestring import SafeString
 from dj_queue.config import BackendConfig
 from dj_queue.models import STATES, FailedExecution, Job
 from dj_queue.operations import jobs
-from dj_queue_admin import audit, backends, permissions
+from dj_queue_admin import audit, backends, hooks, permissions
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import bulk, filters, job_page, shown, verbs
 from dj_queue_admin.records.cells import badge, counted, link, moment
@@ -51,7 +51,7 @@ class JobAdmin(RecordAdmin):
     def select(self, request: HttpRequest, text: str) -> Selection:
         config = backends.selected(request)
         contents = permissions.may_read(request, Job)
-        return filters.read(request.GET, config, contents=contents, text=text)
+        return bulk.narrowed(self, request, filters.read(request.GET, config, contents=contents, text=text))
 
     def find(self, request: HttpRequest, text: str) -> Found:
         wanted = self.select(request, text)
@@ -201,6 +201,9 @@ def act_on_selected(
     using = Job.objects.using(config.database_alias).filter(pk__in=ids, backend_alias=config.alias)
     rows = list(using.select_related(*job_page.STATE_ROWS).defer(*job_page.JSON_FIELDS))
     fit = [row for row in rows if row.failed or (verb == "discard" and row.status in WAITING)]
+    site = model_admin.admin_site
+    if hooks.may_see(site, request, Job):
+        fit = [row for row in fit if hooks.may_see(site, request, Job, row)]
     fit_ids = [row.pk for row in fit]
     count = (verbs.retry if verb == "retry" else verbs.discard)(config, fit_ids) if fit else 0
     done = "Retried" if verb == "retry" else "Discarded"

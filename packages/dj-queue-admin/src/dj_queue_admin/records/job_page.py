@@ -22,7 +22,7 @@ from dj_queue.models import (
     Semaphore,
 )
 from dj_queue.operations import recurring
-from dj_queue_admin import permissions
+from dj_queue_admin import hooks, permissions
 from dj_queue_admin.records import shown, waiting
 from dj_queue_admin.records.cells import since
 from dj_queue_admin.redaction import redaction
@@ -81,7 +81,7 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
         "has_result": job.finished_at is not None,
         "failures": failures if contents else [Failure(each.attempt, each.exception_class, "") for each in failures],
         "timeline": _timeline(admin, job, failures, now),
-        "limit": (limit := _limit(admin, config, job, secrets if contents else None)),
+        "limit": (limit := _limit(admin, request, config, job, secrets if contents else None)),
         "waits": waiting.why(config, job, now, limit["holders"] if limit else ()),
         "recurring": _recurring(admin, config, job),
         "queue_url": _queue_url(admin, job),
@@ -197,7 +197,9 @@ def _jobs(config: BackendConfig, ids: Sequence[UUID]) -> list[Job]:
     return [found[job_id] for job_id in ids if job_id in found]
 
 
-def _limit(admin: RecordAdmin, config: BackendConfig, job: Job, secrets: Secrets | None) -> dict[str, Any] | None:
+def _limit(
+    admin: RecordAdmin, request: HttpRequest, config: BackendConfig, job: Job, secrets: Secrets | None
+) -> dict[str, Any] | None:
     key = job.concurrency_key
     if not key:
         return None
@@ -207,14 +209,28 @@ def _limit(admin: RecordAdmin, config: BackendConfig, job: Job, secrets: Secrets
         "limit": job.concurrency_limit,
         "semaphore": semaphore,
         "semaphore_url": admin.url_of(semaphore, backend=config.alias) if semaphore else "",
-        "holders": linked(admin, holders(config, key)),
-        "waiters": linked(admin, waiters(config, key)),
+        "holders": linked(admin, request, holders(config, key)),
+        "waiters": linked(admin, request, waiters(config, key)),
         "most": _LISTED,
     }
 
 
-def linked(admin: RecordAdmin, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
-    return [(job, admin.url_of(job)) for job in jobs]
+def linked(admin: RecordAdmin, request: HttpRequest, jobs: Sequence[Job]) -> list[tuple[Job, str]]:
+    """Those of a few jobs that the visitor may see, with their addresses."""
+    seen = visible_ids(admin, request, jobs)
+    return [(job, admin.url_of(job)) for job in jobs if job.pk in seen]
+
+
+def visible_ids(admin: RecordAdmin, request: HttpRequest, jobs: Sequence[Job]) -> set[UUID]:
+    site = admin.admin_site
+    if not hooks.may_see(site, request, Job):
+        return set()
+    ids = {job.pk for job in jobs}
+    if not ids or hooks.chosen(site, request, Job) is None:
+        return ids
+    # Of other backends, too: which of them the project shows, it says by backend.
+    rows = Job.objects.using(jobs[0]._state.db).filter(pk__in=ids)
+    return set(hooks.seen(site, request, Job, rows).values_list("pk", flat=True))
 
 
 def _recurring(admin: RecordAdmin, config: BackendConfig, job: Any) -> dict[str, Any] | None:

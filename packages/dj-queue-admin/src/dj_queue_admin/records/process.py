@@ -15,7 +15,7 @@ from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import elapsed
 from dj_queue.models import ClaimedExecution, Job, Process
 from dj_queue.operations import processes, recurring
-from dj_queue_admin import backends, liveness, permissions
+from dj_queue_admin import backends, hooks, liveness, permissions
 from dj_queue_admin.records import filters, job_page, shown
 from dj_queue_admin.records.cells import badge, duration, link, moment, since
 from dj_queue_admin.records.listing import Found, count_up_to_cap
@@ -89,7 +89,8 @@ class ProcessAdmin(RecordAdmin):
         held = claims.filter(pk__gt=oldest, process_id=row.pk).order_by("pk")
         ids = list(held.values_list("job_id", flat=True)[: CLAIMS + 1])
         jobs = Job.objects.using(using).filter(pk__in=ids[:CLAIMS]).defer(*job_page.JSON_FIELDS)
-        children = list(row.children.using(using).defer("metadata").order_by("kind", "name"))
+        runners = hooks.seen(self.admin_site, request, Process, row.children.using(using))
+        children = list(runners.defer("metadata").order_by("kind", "name"))
         return {
             "life": life(row, now),
             "heartbeat_age": duration(elapsed(row.last_heartbeat_at, now)),
@@ -99,7 +100,7 @@ class ProcessAdmin(RecordAdmin):
             "metadata": shown.pretty(redaction().of(metadata)) if permissions.may_read(request, Process) else "",
             "children": [(child, self.url_of(child), life(child, now)) for child in children],
             "supervisor_url": self.url_of(row.supervisor) if row.supervisor else "",
-            "claims": job_page.linked(self, list(jobs.select_related("claimed_execution"))),
+            "claims": job_page.linked(self, request, list(jobs.select_related("claimed_execution"))),
             "more_claims": len(ids) > CLAIMS,
         }
 

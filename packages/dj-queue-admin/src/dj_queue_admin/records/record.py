@@ -19,7 +19,7 @@ from django.utils.http import urlencode
 
 from dj_queue.config import BackendConfig
 from dj_queue.models import Semaphore
-from dj_queue_admin import audit, backends, permissions
+from dj_queue_admin import audit, backends, hooks, permissions
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import filters
 from dj_queue_admin.records.listing import Found, Listing
@@ -163,6 +163,7 @@ class RecordAdmin(_Base):
         }
 
     def changelist_view(self, request: HttpRequest, extra_context: dict[str, Any] | None = None) -> HttpResponse:
+        hooks.require(self.admin_site, request, self.model)
         if request.method == "POST" and (verb := self.action_verbs.get(request.POST.get("action", ""))):
             permissions.require(request, verb, self.model)
             chosen = request.POST.copy()
@@ -196,6 +197,7 @@ class RecordAdmin(_Base):
             return HttpResponseRedirect(self._named_url("change", *named))
         config = backends.selected(request)
         row = self.get_object(request, unquote(object_id))
+        hooks.require(self.admin_site, request, self.model, row)
         if request.method == "POST":
             verb = request.POST.get(OBJECT_ACTION, "")
             if verb not in self.verbs:
@@ -241,7 +243,12 @@ class RecordAdmin(_Base):
 
     def _elsewhere(self, request: HttpRequest, config: BackendConfig, text: str) -> str:
         """The address of a row of another backend on the same database, where the request names none."""
-        if request.GET.get(backends.PARAMETER) or not self._is_id(text) or self.model is Semaphore:
+        if (
+            request.GET.get(backends.PARAMETER)
+            or not self._is_id(text)
+            or self.model is Semaphore
+            or hooks.is_own(self)
+        ):
             return ""
         rows = self.model._default_manager.using(config.database_alias).filter(pk=text)
         alias = rows.values_list("backend_alias", flat=True).first()

@@ -17,7 +17,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.exceptions import EnqueueError, TaskPathError
 from dj_queue.models import Job, Process, RecurringExecution, RecurringTask
 from dj_queue.operations import recurring, schedule
-from dj_queue_admin import audit, backends, liveness, permissions, tasks
+from dj_queue_admin import audit, backends, hooks, liveness, permissions, tasks
 from dj_queue_admin.permissions import Verb
 from dj_queue_admin.records import filters, job_page, shown
 from dj_queue_admin.records.cells import counted, link, moment
@@ -106,7 +106,8 @@ class RecurringTaskAdmin(RecordAdmin):
         contents = permissions.may_read(request, RecurringTask)
         ticks = RecurringExecution.objects.using(using).filter(backend_alias=config.alias, task_key=row.key)
         last = list(ticks.order_by("-run_at").values_list("run_at", "job_id")[:LAST])
-        rows = Job.objects.using(using).filter(pk__in=[job_id for _, job_id in last if job_id])
+        ran = Job.objects.using(using).filter(pk__in=[job_id for _, job_id in last if job_id])
+        rows = hooks.seen(self.admin_site, request, Job, ran)
         jobs = {job.pk: job for job in rows.select_related(*job_page.STATE_ROWS).defer(*job_page.JSON_FIELDS)}
         dynamic = config.scheduler is not None and config.scheduler.dynamic_tasks_enabled
         schedulers = liveness.live(config, Process.Kind.SCHEDULER)

@@ -87,6 +87,9 @@ class Selection:
     text: str = ""
     contents: bool = True  # whether the visitor may read, and so search, arguments and messages
     mistakes: tuple[str, ...] = ()
+    # Ids of those that the project's own admins show; None for all.
+    jobs: QuerySet[Any] | None = None
+    failures: QuerySet[Any] | None = None
 
     # ---- what it finds ------------------------------------------------------------------------------
 
@@ -280,6 +283,11 @@ class Selection:
         if self.exception:
             failed = "" if self.model is FailedExecution else f"{self._prefix}failed_execution__"
             wanted[f"{failed}exception_class"] = self.exception
+        using = self.config.database_alias
+        if self.jobs is not None:
+            wanted[f"{self._job}__in"] = self.jobs.using(using)
+        if self.failures is not None and self.model is FailedExecution:
+            wanted["pk__in"] = self.failures.using(using)
         return self._in_queue & Q(**wanted)
 
     # ---- text ---------------------------------------------------------------------------------------

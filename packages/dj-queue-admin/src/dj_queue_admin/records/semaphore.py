@@ -60,8 +60,8 @@ class SemaphoreAdmin(RecordAdmin):
         blocked = BlockedExecution.objects.using(config.database_alias).filter(concurrency_key=row.key)
         return {
             "key": shown.visible(row.key, longest=255, lines=False),
-            "holders": job_page.linked(self, job_page.holders(config, row.key)),
-            "waiters": job_page.linked(self, job_page.waiters(config, row.key)),
+            "holders": job_page.linked(self, request, job_page.holders(config, row.key)),
+            "waiters": job_page.linked(self, request, job_page.waiters(config, row.key)),
             "waiting": count_up_to_cap(blocked),
             "jobs_url": self.url_of_list(Job, backend=config.alias, concurrency_key=row.key),
         }
