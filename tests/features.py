@@ -97,6 +97,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: hasattr(connection, "transaction_modes"),
         "a transaction locks what it touches, as it touches it",
     ),
+    "prepared statements": (
+        lambda: databases.VENDOR == "postgres",
+        "the driver prepares nothing, or planning costs nothing there",
+    ),
     "isolation levels": (
         lambda: hasattr(connection, "isolation_levels"),
         "the project cannot ask for an isolation level that the queue does not want",

@@ -13,7 +13,7 @@ from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
-from dj_queue.dialects import observation_sql, postgresql_peer, postgresql_pick
+from dj_queue.dialects import observation_sql, postgresql_peer, postgresql_pick, postgresql_prepared
 from dj_queue.dialects import postgresql_limits as limits
 from dj_queue.dialects import postgresql_sql as sql
 from dj_queue.dialects.base import (
@@ -131,11 +131,11 @@ class PostgreSQL(Dialect):
         skip_locked: bool,
     ) -> list[Claim]:
         picked, params = postgresql_pick.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
-        cursor.execute(
+        rows = postgresql_prepared.fetch(
+            cursor,
             sql.CLAIM.format(picked=picked, **sql.CALENDAR),
             {**params, "alias": alias, "limit": limit, "process": process_id},
         )
-        rows = cursor.fetchall()
         orphans = [row[0] for row in rows if row[1] is None]
         if orphans:
             cursor.execute("DELETE FROM dj_queue_claimed_executions WHERE id = ANY (%s)", [orphans])
@@ -146,8 +146,8 @@ class PostgreSQL(Dialect):
     def finish(
         self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
     ) -> tuple[datetime, set[int]]:
-        cursor.execute(*sql.finish(outcomes, worker=worker, preserve=preserve))
-        finished_at, kept = cursor.fetchone()
+        statement = sql.finish(outcomes, worker=worker, preserve=preserve)
+        ((finished_at, kept),) = postgresql_prepared.fetch(cursor, *statement)
         return finished_at, set(kept or ())
 
     def finish_limited(
@@ -265,7 +265,8 @@ class PostgreSQL(Dialect):
             connection.execute_wrappers.append(_pin_transaction)
             return
         with connection.cursor() as cursor:
-            _set(cursor, {**dict.fromkeys(_PINS, "off"), **_SESSION}, local=False)
+            _set(cursor, {**dict.fromkeys(_PINS, "off"), **_SESSION, **postgresql_prepared.SETTINGS}, local=False)
+        postgresql_prepared.keep(connection)
 
     @contextmanager
     def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
