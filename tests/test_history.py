@@ -157,6 +157,25 @@ def test_many_are_estimated_closely(count: int) -> None:
     assert total(found, "finished") == pytest.approx(count, rel=0.15)
 
 
+@pytest.mark.parametrize("queue_name", [None, "default"])
+def test_what_finished_is_counted(monkeypatch: pytest.MonkeyPatch, queue_name: str | None) -> None:
+    """Not what samples did: the first of each minute finish, the others go on."""
+    now = timezone.now()
+    start = now - timedelta(minutes=40)
+    times = [start + timedelta(minutes=20) * (n / 3000) for n in range(3000)]
+    store(job_at(at, started_at=at, finished_at=at + timedelta(seconds=n % 2000) if n % 150 < 31 else None)
+          for n, at in enumerate(times))  # fmt: skip
+    store(job_at(at, started_at=at, finished_at=at, backend_alias="other") for at in times[:500])
+    found = look(queue_name=queue_name)
+    assert found.estimated
+    assert not found.finished_estimated
+    ended = [at + timedelta(seconds=n % 2000) for n, at in enumerate(times) if n % 150 < 31]
+    for step in found.steps:
+        assert step.finished == sum(step.start <= at < step.end for at in ended)
+    monkeypatch.setattr(history, "READ", 100)
+    assert look(queue_name=queue_name).finished_estimated
+
+
 @pytest.mark.parametrize("bursts", [1, 2, 5])
 def test_bursts_are_never_absurd(monkeypatch: pytest.MonkeyPatch, bursts: int) -> None:
     """Thousands at once, then nothing: density says little there, and may not run wild."""
@@ -172,7 +191,7 @@ def test_bursts_are_never_absurd(monkeypatch: pytest.MonkeyPatch, bursts: int) -
     assert 2 * history.CAP <= total(look(WEEK), "enqueued") <= 1.5 * bursts * size
 
 
-def test_four_statements_however_many_jobs() -> None:
+def test_five_statements_however_many_jobs() -> None:
     now = timezone.now()
     counts = set()
     for count in (0, 1, 7000):
@@ -187,7 +206,7 @@ def test_four_statements_however_many_jobs() -> None:
         with connection.execute_wrapper(note):
             look()
         counts.add(sum("dj_queue_" in sql for sql in ran))
-    assert counts == {3, 4}
+    assert counts == {3, 5}
 
 
 def test_ids_and_times() -> None:

@@ -74,10 +74,10 @@ class Chart:
     grid: Sequence[float] = field(default=(0.0, HEIGHT / 2))
 
 
-def charts(history: History, *, keeps_finished: bool) -> list[Chart]:
-    """Throughput, failures, waiting jobs and how long they wait."""
+def charts(history: History, now: str, *, keeps_finished: bool) -> list[Chart]:
+    """Throughput, failures, waiting jobs and how long they wait; `now` says what waits at the moment."""
     steps = history.steps
-    about = "about " if history.estimated else ""
+    about = "about " if history.finished_estimated else ""
     finished, failed = sum(step.finished for step in steps), sum(step.failed for step in steps)
     at_least = "+" if history.failures_capped else ""
     return [
@@ -103,7 +103,7 @@ def charts(history: History, *, keeps_finished: bool) -> list[Chart]:
         _lines(
             "depth",
             "Waiting jobs",
-            f"{about}{number(steps[-1].waiting)} now",
+            now,
             [Series("waiting", "wait", lambda step: step.waiting, number)],
             steps,
             area=True,

@@ -51,6 +51,11 @@ def counted(count: int | Total, one: str, many: str = "") -> str:
     return f"{text} {one if text == '1' else many or f'{one}s'}"
 
 
+def least(count: Total) -> str:
+    """ "12", or "at least 10,000"."""
+    return f"at least {number(count.count)}" if count.capped else number(count.count)
+
+
 def cards(seen: Observation, links: Links) -> list[Card]:
     """Queues, backlog, attention, runtime and control plane."""
     queues = seen.queues

@@ -16,6 +16,7 @@ from dj_queue.operations.history import RANGES, History, Range
 from dj_queue.operations.observation import Observation, ObservedProcess, ObservedQueue
 from dj_queue_admin import hooks, liveness, permissions
 from dj_queue_admin.dashboard import alerts, charts, figures
+from dj_queue_admin.dashboard.agreement import agreeing
 from dj_queue_admin.dashboard.tables import Column, Table, changed
 from dj_queue_admin.links import Links
 
@@ -100,7 +101,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
         "empty": is_empty(seen),
         "command": liveness.command(config.alias),
         "may": allowed(request),
-        **charts_context(request, config, history.history_of(config, within), within),
+        **charts_context(request, config, history.history_of(config, within), within, seen.queues),
     }
 
 
@@ -124,11 +125,17 @@ def _seen_by(request: HttpRequest, config: BackendConfig, links: Links, seen: Ob
     )
 
 
-def charts_context(request: HttpRequest, config: BackendConfig, past: History, within: Range) -> dict[str, Any]:
+def charts_context(
+    request: HttpRequest, config: BackendConfig, past: History, within: Range, queues: Sequence[ObservedQueue]
+) -> dict[str, Any]:
+    """The charts of these queues, which say nothing that their numbers refute."""
+    past = agreeing(past, queues)
+    ready, blocked = (figures.least(figures.total(queues, state)) for state in ("ready", "blocked"))
+    now = f"{ready} ready, {blocked} blocked now"
     times = [past.steps[n * (len(past.steps) - 1) // 4].start for n in range(5)]
     return {
         "history": past,
-        "charts": charts.charts(past, keeps_finished=config.preserve_finished_jobs),
+        "charts": charts.charts(past, now, keeps_finished=config.preserve_finished_jobs),
         "ranges": [(each, changed(request.GET, {"range": each.name}), each == within) for each in RANGES],
         "times": times,
         "time_format": "M j" if within.name == "7d" else "H:i",

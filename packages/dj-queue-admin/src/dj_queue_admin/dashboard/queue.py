@@ -152,7 +152,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links, name: str
         "sinces": [("", "at any time"), *((each.name, f"within {each.label}") for each in RANGES)],
         "hidden": [(key, value) for key, value in request.GET.items() if key not in ("q", "since", "page")],
         "job_links": links.rows(Job, queue=name),
-        **overview.charts_context(request, config, past, within),
+        **overview.charts_context(request, config, past, within, [queue]),
     }
 
 

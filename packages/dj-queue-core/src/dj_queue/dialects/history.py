@@ -139,6 +139,20 @@ def sample(
     ]
 
 
+def finishes(cursor: CursorWrapper, span: Span, *, limit: int, alias: str, queue_name: str | None) -> list[datetime]:
+    """When each finished job of an alias, or of one of its queues, ended: of the span's first jobs, so many at most."""
+    queue = None if queue_name is None else (alias, queue_name)
+    condition, among = _condition(queue)
+    cursor.execute(
+        "SELECT finished_at FROM (SELECT finished_at, backend_alias FROM dj_queue_jobs"
+        f" WHERE {condition} ORDER BY {_order(queue)} LIMIT {limit:d}) AS looked"
+        " WHERE finished_at IS NOT NULL AND backend_alias = %s",
+        [*among, *_ids(cursor, span), alias],
+    )
+    zone = cursor.db.timezone or timezone.get_default_timezone()
+    return [time for (value,) in cursor.fetchall() if (time := _time(value, zone)) is not None]
+
+
 def failures(
     cursor: CursorWrapper,
     times: Sequence[tuple[datetime, datetime]],

@@ -2,15 +2,17 @@
 
 Ids sort by time, so a span of time is a span of the primary key. Each span's jobs are counted up to
 `CAP`, and up to `SAMPLE` of them are read from its start and as many from two places within; what they did is
-taken for what all of the span's jobs did. A span of at most `SAMPLE` jobs is exact, everything else is
-an estimate. At most four statements, however many jobs there are; deleted jobs are in none of them.
+taken for what all of the span's jobs did. A span of at most `SAMPLE` jobs is exact; everything else is an estimate, but
+for what finished: where all spans together have no more than `READ` jobs, each of them is asked when it did.
+At most five statements, however many jobs there are; deleted jobs are in none of them.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import NamedTuple
@@ -27,6 +29,7 @@ from dj_queue.operations import transactions
 CAP = 1000
 SAMPLE = 40
 RECOUNTED = 100_000
+READ = 20_000
 FAILURES_CAP = 500
 # As long again before what is shown, in so many spans: jobs that waited, or ran, into it.
 _EARLIER = 12
@@ -68,6 +71,7 @@ class History:
     steps: tuple[Step, ...]
     since: datetime  # jobs that were enqueued before are in no number
     estimated: bool
+    finished_estimated: bool
     failures_capped: bool  # in some step there were at least so many failures, and maybe more
 
 
@@ -104,11 +108,20 @@ def history_of(config: BackendConfig, within: Range, *, queue_name: str | None =
         recounted = _recount(dialect, cursor, spans, extents, queue)
         numbers = [recounted.get(n, number) for n, number in enumerate(_estimate(spans, extents, parts, sampled))]
         ours = [each for each in _weigh(numbers, parts, sampled) if each.job.backend_alias == config.alias]
+        steps = tuple(_steps(edges, now, ours, failures))
+        estimated = any(extent.jobs > SAMPLE for extent in extents)
+        known = all(extent.jobs < CAP or n in recounted for n, extent in enumerate(extents))
+        readable = estimated and known and sum(numbers) <= READ
+        if readable:
+            whole = Span(spans[0].first, spans[-1].end)
+            ended = history.finishes(cursor, whole, limit=READ + 1, alias=config.alias, queue_name=queue_name)
+            steps = _with_finished(steps, edges, ended)
         return History(
             range=within,
-            steps=tuple(_steps(edges, now, ours, failures)),
+            steps=steps,
             since=earlier[0],
-            estimated=any(extent.jobs > SAMPLE for extent in extents),
+            estimated=estimated,
+            finished_estimated=estimated and not readable,
             failures_capped=any(each.looked_at >= FAILURES_CAP for each in failures),
         )
 
@@ -262,6 +275,12 @@ def _steps(
             median_wait=_percentile(waits[n], 0.5),
             longest_wait=_percentile(waits[n], 0.95),
         )
+
+
+def _with_finished(steps: Sequence[Step], edges: Sequence[datetime], ended: Iterable[datetime]) -> tuple[Step, ...]:
+    """The steps with what finished in each, counted."""
+    counts = Counter(bisect_right(edges, time) - 1 for time in ended)
+    return tuple(replace(step, finished=counts[n]) for n, step in enumerate(steps))
 
 
 def _percentile(weighted: list[tuple[float, float]], share: float) -> float | None:
