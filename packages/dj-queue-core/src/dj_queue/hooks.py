@@ -47,9 +47,14 @@ def clear_hooks(event: str | None = None) -> None:
         _hooks[name].clear()
 
 
-def run_hooks(event: str, process: Any, config: BackendConfig) -> None:
-    """Call every hook in order. One that fails is reported, and does not keep the others from running."""
+def run_hooks(event: str, process: Any, config: BackendConfig, *, until: Callable[[], bool] = bool) -> None:
+    """Call every hook in order. One that fails is reported, and does not keep the others from running.
+
+    Only `until`, asked before each, does.
+    """
     for hook in tuple(_hooks[event]):
+        if until():
+            return
         try:
             callouts.call(hook, process)
         except BaseException as error:  # a hook that exits must not end what others rely on

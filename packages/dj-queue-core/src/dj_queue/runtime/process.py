@@ -23,6 +23,7 @@ from dj_queue.operations import processes
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime import session
 from dj_queue.runtime.board import Board
+from dj_queue.runtime.farewell import Farewell
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
 from dj_queue.runtime.part import Part, backoff
@@ -162,8 +163,11 @@ class Runner(ABC):
                 finally:
                     # Also after a crash: what was claimed and not started is given back.
                     self._stopping = True
-                    hooks.run_hooks(f"{kind}.stop", self, self.config)
+                    until = time.monotonic() + self.config.shutdown_timeout
+                    farewell = Farewell(f"{kind}.stop", self, self.config)
+                    farewell.wait(lambda: self.hurried)
                     self.drain()
+                    farewell.close(until, lambda: self.hurried)
             self._expect()
             if self.end is End.DRAINED:
                 self.attempt(self._deregister)

@@ -28,6 +28,7 @@ from dj_queue.runtime import host, session, signals
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.announcer import Announcer
 from dj_queue.runtime.child import title
+from dj_queue.runtime.farewell import Farewell
 from dj_queue.runtime.part import backoff
 from dj_queue.runtime.pidfile import pidfile
 from dj_queue.runtime.plan import Plan, plans
@@ -64,6 +65,10 @@ class Ended(NamedTuple):
     runner: Runner | None = None  # whose loop has ended while its threads may run on
 
 
+class StopAskedError(BaseException):
+    """What a hook of a start sees where the supervisor is told to stop meanwhile."""
+
+
 class Supervisor(ABC):
     kind = Process.Kind.SUPERVISOR
     mode: str
@@ -94,6 +99,7 @@ class Supervisor(ABC):
         self._stopping = False
         self._stop_by = math.inf  # on the monotonic clock
         self._hurried = False
+        self._in_hooks = False
         self._failures = 0
         self._next_beat = 0.0
         self._next_settlement = 0.0
@@ -147,7 +153,9 @@ class Supervisor(ABC):
             return  # told to stop meanwhile
         self._on_database(self._settle_missing)
         self._next_beat = time.monotonic()
-        hooks.run_hooks("supervisor.start", self, self.config)
+        self._run_start_hooks()
+        if self._stopping:
+            return
         self._waiting = list(self._plans)
         self._start_waiting()
         self._left_at = leases.now()
@@ -177,12 +185,16 @@ class Supervisor(ABC):
         of the runner that left it has expired.
         """
         self._stopping = True
-        hooks.run_hooks("supervisor.stop", self, self.config)
+        farewell = Farewell("supervisor.stop", self, self.config)
+        farewell.wait(lambda: self._hurried)
         self._stop_runners()
         self._settle_last()
         self._on_database(self._deregister)
+        farewell.close(self._stop_by, lambda: self._hurried)
         self._announcer.close(until=self._stop_by)
-        hooks.run_hooks("supervisor.exit", self, self.config)
+        farewell = Farewell("supervisor.exit", self, self.config)
+        farewell.wait(lambda: self._hurried)
+        farewell.close(self._stop_by, lambda: self._hurried)
         self._wakeup.close()
         if self._started:
             ended = "not all that ran could be brought to an end" if self.unfinished else "nothing is left running"
@@ -222,6 +234,16 @@ class Supervisor(ABC):
     def _say(self, line: str) -> None:
         logger.info(line)
         self.say(line)
+
+    def _run_start_hooks(self) -> None:
+        """In this thread, as they may install something there; a signal to stop ends the one that runs."""
+        self._in_hooks = True
+        try:
+            hooks.run_hooks("supervisor.start", self, self.config, until=lambda: self._stopping)
+        except StopAskedError:  # between two of them
+            pass
+        finally:
+            self._in_hooks = False
 
     # ---- what fork and async do each in their way ----
 
@@ -452,3 +474,5 @@ class Supervisor(ABC):
             self._hurry()
         self._stopping = True
         self._wakeup.set()
+        if self._in_hooks:
+            raise StopAskedError(f"told to stop by {signal.Signals(number).name} before the hook had returned")
