@@ -15,6 +15,9 @@ from typing import Any
 import pytest
 
 from tests import databases
+from tests.starter import Started, Starter, can_start
+
+ROOT = Path(__file__).parent.parent
 
 # What is in there needs wheels alone: see tox.ini.
 collect_ignore = ["wheels"]
@@ -24,9 +27,7 @@ collect_ignore = ["wheels"]
 # elsewhere, and nobody compiles all of Django each time.
 if os.environ.pop("PYTHONDONTWRITEBYTECODE", ""):
     sys.dont_write_bytecode = False
-    sys.pycache_prefix = os.environ.setdefault(
-        "PYTHONPYCACHEPREFIX", str(Path(__file__).parent.parent / ".cache" / "bytecode")
-    )
+    sys.pycache_prefix = os.environ.setdefault("PYTHONPYCACHEPREFIX", str(ROOT / ".cache" / "bytecode"))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -124,26 +125,30 @@ def wait_until(condition: Callable[[], Any], *, seconds: float = 20, what: str =
 class Runtime:
     """A real `manage.py dj_queue` on the test's database, in a process group of its own."""
 
-    def __init__(self, *arguments: str, options: dict[str, Any], environment: dict[str, str]) -> None:
-        from django.db import connection
-
+    def __init__(
+        self, *arguments: str, options: dict[str, Any], environment: dict[str, str], starter: Starter | None = None
+    ) -> None:
+        env = {
+            **os.environ,
+            **_settings_of_processes(),
+            "DJ_QUEUE_TEST_OPTIONS": json.dumps(options),
+            "PYTHONUNBUFFERED": "1",
+            **environment,
+        }
+        self.process: Started | subprocess.Popen[bytes]
         with tempfile.NamedTemporaryFile(prefix="dj-queue-runtime-", delete=False) as log:
             self.log = Path(log.name)
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "django", "dj_queue", *arguments],
-                env={
-                    **os.environ,
-                    "DJANGO_SETTINGS_MODULE": "tests.settings",
-                    "DJ_QUEUE_TEST_DATABASE": json.dumps(_plain(connection.settings_dict)),
-                    "DJ_QUEUE_TEST_OPTIONS": json.dumps(options),
-                    "PYTHONUNBUFFERED": "1",
-                    **environment,
-                },
-                cwd=Path(__file__).parent.parent,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            if starter is not None and can_start(env):
+                self.process = starter.start("django", "dj_queue", *arguments, env=env, output=log.fileno())
+            else:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-m", "django", "dj_queue", *arguments],
+                    env=env,
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
 
     @property
     def pid(self) -> int:
@@ -192,9 +197,18 @@ class Runtime:
         self.log.unlink(missing_ok=True)
 
 
+@pytest.fixture(scope="session")
+def starter(django_db_setup: None) -> Iterator[Starter]:
+    starter = Starter(_settings_of_processes())
+    yield starter
+    starter.close()
+
+
 @pytest.fixture
-def runtime(transactional_db: None) -> Iterator[Callable[..., Runtime]]:
+def runtime(request: Any, transactional_db: None) -> Iterator[Callable[..., Runtime]]:
     """Start runtimes: `runtime("--mode", "async", options={...})`."""
+    executed = request.node.get_closest_marker("executed")
+    starter = None if executed else request.getfixturevalue("starter")
     started: list[Runtime] = []
 
     def start(
@@ -203,7 +217,7 @@ def runtime(transactional_db: None) -> Iterator[Callable[..., Runtime]]:
         environment: dict[str, str] | None = None,
         rows: int | None = 1,
     ) -> Runtime:
-        running = Runtime(*arguments, options=options or {}, environment=environment or {})
+        running = Runtime(*arguments, options=options or {}, environment=environment or {}, starter=starter)
         started.append(running)
         if rows is not None:
             running.wait_ready(rows=rows)
@@ -212,6 +226,15 @@ def runtime(transactional_db: None) -> Iterator[Callable[..., Runtime]]:
     yield start
     for running in started:
         running.close()
+
+
+def _settings_of_processes() -> dict[str, str]:
+    from django.db import connection
+
+    return {
+        "DJANGO_SETTINGS_MODULE": "tests.settings",
+        "DJ_QUEUE_TEST_DATABASE": json.dumps(_plain(connection.settings_dict)),
+    }
 
 
 def _plain(settings: dict[str, Any]) -> dict[str, Any]:

@@ -48,6 +48,7 @@ def refused(runtime):
     return start
 
 
+@pytest.mark.executed
 class TestStart:
     @MODES
     def test_rows_names_and_metadata(self, runtime, mode):
@@ -599,6 +600,7 @@ class TestHealth:
         assert output.startswith("CommandError: unhealthy: the database 'default' does not answer: ")
 
 
+@pytest.mark.executed
 class TestReload:
     def supervisor(self):
         return Process.objects.filter(kind="Supervisor").order_by("-pk").values_list("pid", flat=True).first()

@@ -3,12 +3,15 @@
 import json
 import signal
 
+import pytest
 from django.tasks import default_task_backend
 
 from tests.conftest import wait_settled, wait_until
 from tests.project import forks
 from tests.runtime.test_recovery import ONE_THREAD, enqueue, failures
 from tests.runtime.test_signals import MODES
+
+pytestmark = pytest.mark.executed
 
 TERMINATED = -signal.SIGTERM
 
