@@ -1,6 +1,7 @@
 """`dj_queue.urls` as a monitor sees it."""
 
 import json
+import socket
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -227,12 +228,33 @@ def ready(web: Client, query: str = "") -> tuple[int, list[str]]:
 
 
 def test_ready_with_a_fresh_process(web: Client) -> None:
-    nobody = "default: no process has had a heartbeat within {} seconds"
+    nobody = "default: no process has had a heartbeat within {} seconds. Start one: manage.py dj_queue"
     assert ready(web) == (503, ["not ready", nobody.format(300)])
     alive(age=200)
     assert ready(web) == (200, ["ready"])
     assert ready(web, "?max_age=100") == (503, ["not ready", nobody.format(100)])
     assert ready(web, "?max_age=1000.5") == (200, ["ready"])
+
+
+def test_ready_needs_a_worker(web: Client) -> None:
+    for kind in ("Supervisor", "Dispatcher", "Scheduler"):
+        Process.objects.create(name=kind, kind=kind, pid=1, hostname="here")
+    nobody = "default: no worker has had a heartbeat within 300 seconds. Start one: manage.py dj_queue"
+    assert ready(web) == (503, ["not ready", nobody])
+    assert ready(web, "?kind=scheduler") == (200, ["ready"])
+    alive()
+    assert ready(web) == (200, ["ready"])
+
+
+def test_ready_of_a_kind_and_a_host(web: Client) -> None:
+    Process.objects.create(name="a", kind="Worker", pid=1, hostname="there")
+    Process.objects.create(name="b", kind="Dispatcher", pid=1, hostname=socket.gethostname())
+    assert ready(web, "?kind=Worker&host=there") == (200, ["ready"])
+    assert ready(web, "?host") == ready(web, "?host=") == (200, ["ready"])
+    status, lines = ready(web, "?kind=Worker&host")
+    assert status == 503
+    assert lines[1].startswith(f"default: no worker on host {socket.gethostname()!r} has had a heartbeat")
+    assert ready(web, "?host=nowhere")[1][1].startswith("default: no process on host 'nowhere' has had")
 
 
 def test_ready_within_a_latency(web: Client) -> None:
@@ -276,9 +298,15 @@ def test_ready_of_one_alias(web: Client, aliases: Callable[..., None]) -> None:
         ("?max_age=1&max_age=2", "got 2 of them"),
         ("?max_latency=1e99", "got '1e99'"),
         ("?max_ready=1.5", "max_ready: expected one whole number from 0 to 50000, got '1.5'."),
+        ("?kind=w", "kind: expected one of Supervisor, Worker, Dispatcher, Scheduler, got 'w'."),
+        ("?kind=Worker&kind=Worker", "kind: expected one of Supervisor, Worker, Dispatcher, Scheduler, got 2 of them."),
+        ("?host=a&host=b", "host: expected one name, or none for this host, got 2 of them."),
         ("?max_ready=50001", "got '50001'"),
         ("?max_ready=" + "9" * 5000, "got '9999"),
-        ("?nonsense=1", "unknown parameter 'nonsense'. Known: backend, queue, max_age, max_latency, max_ready."),
+        (
+            "?nonsense=1",
+            "unknown parameter 'nonsense'. Known: backend, queue, kind, host, max_age, max_latency, max_ready.",
+        ),
         ("?backend=nobody", "backend 'nobody' is none of dj-queue's: default."),
     ],
 )

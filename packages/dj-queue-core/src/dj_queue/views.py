@@ -6,6 +6,7 @@ line what is wrong when a database is down.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import wraps
@@ -19,7 +20,7 @@ from django.utils.crypto import constant_time_compare
 from django.views.decorators.csrf import csrf_exempt
 
 from dj_queue.config import backend_config, managed_aliases, observability_token
-from dj_queue.models import STATES
+from dj_queue.models import STATES, Process
 from dj_queue.operations import observation
 from dj_queue.operations.observation import Observation, ObservedProcess, ObservedQueue, Unavailable
 
@@ -160,7 +161,7 @@ def runner_metrics(processes: tuple[ObservedProcess, ...]) -> dict[str, Any]:
 
 
 def _thresholds(query: QueryDict) -> dict[str, Any]:
-    known = ("backend", "queue", "max_age", "max_latency", "max_ready")
+    known = ("backend", "queue", "kind", "host", "max_age", "max_latency", "max_ready")
     unknown = [name for name in query if name not in known]
     if unknown:
         raise ValueError(f"unknown parameter {unknown[0]!r}. Known: {', '.join(known)}.")
@@ -171,10 +172,30 @@ def _thresholds(query: QueryDict) -> dict[str, Any]:
     return {
         "backend": query.getlist("backend") or list(managed),
         "queues": query.getlist("queue"),
+        "kind": _kind(query),
+        "host": _host(query),
         "max_age": _number(query, "max_age", float, 3_153_600_000),
         "max_latency": _number(query, "max_latency", float, 3_153_600_000),
         "max_ready": _number(query, "max_ready", int, observation.CAP),
     }
+
+
+def _kind(query: QueryDict) -> str | None:
+    given = query.getlist("kind")
+    if not given:
+        return None
+    kind = given[0].capitalize()
+    if len(given) > 1 or kind not in Process.Kind.values:
+        got = f"{len(given)} of them" if len(given) > 1 else repr(given[0][:40])
+        raise ValueError(f"kind: expected one of {', '.join(Process.Kind.values)}, got {got}.")
+    return kind
+
+
+def _host(query: QueryDict) -> str | None:
+    given = query.getlist("host")
+    if len(given) > 1:
+        raise ValueError(f"host: expected one name, or none for this host, got {len(given)} of them.")
+    return (given[0] or socket.gethostname()) if given else None
 
 
 def _number[T: (int, float)](query: QueryDict, name: str, kind: type[T], most: int) -> T | None:
@@ -197,13 +218,22 @@ def _problems(
     seen: Observation,
     *,
     queues: list[str],
+    kind: str | None,
+    host: str | None,
     max_age: float | None,
     max_latency: float | None,
     max_ready: int | None,
 ) -> Iterator[str]:
     age = seen.process_alive_threshold if max_age is None else max_age
-    if not any(each.age <= age for each in seen.processes):
-        yield f"{seen.backend_alias}: no process has had a heartbeat within {age:g} seconds"
+    fresh = [each for each in seen.processes if each.age <= age and host in (None, each.hostname)]
+    # Without a worker nothing is run, whatever else lives. Who asks for a kind or a host is told of that.
+    wanted = kind or (Process.Kind.WORKER.value if fresh and host is None else None)
+    if not any(wanted in (None, each.kind) for each in fresh):
+        place = f" on host {host[:80]!r}" if host is not None else ""
+        yield (
+            f"{seen.backend_alias}: no {wanted.lower() if wanted else 'process'}{place} has had a heartbeat within"
+            f" {age:g} seconds. Start one: manage.py dj_queue"
+        )
     for each in seen.queues:
         if queues and each.name not in queues:
             continue
