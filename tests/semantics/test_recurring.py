@@ -255,17 +255,19 @@ def test_a_missed_tick_is_made_up_for_once(configure: Any, clock: Clock) -> None
 
 @database
 @pytest.mark.parametrize("late", [10 * MINUTE, DAY + SECOND, 6 * DAY], ids=str)
-@pytest.mark.parametrize("where", ["task", "scheduler"])
+@pytest.mark.parametrize("where", ["task", "scheduler", "dynamic task"])
 @pytest.mark.parametrize("catch_up", ["latest", "none"])
 def test_a_missed_tick_is_made_up_for_however_long_ago(
     late: timedelta, where: str, catch_up: str, configure: Any, clock: Clock, caplog: Any
 ) -> None:
     policy = {"catch_up": catch_up}
-    configure(
-        recurring={"weekly": minutely(schedule="0 12 * * 1", **(policy if where == "task" else {}))},
-        scheduler=policy if where == "scheduler" else {},
-    )  # 1 June 2026 is a Monday
-    recurring.tasks(backend_config())
+    weekly = minutely(schedule="0 12 * * 1", **({} if where == "scheduler" else policy))  # 1 June 2026 is a Monday
+    if where == "dynamic task":
+        configure(scheduler={"dynamic_tasks_enabled": True, "catch_up": "none" if catch_up == "latest" else "latest"})
+        api.schedule_recurring_task(key="weekly", **weekly)
+    else:
+        configure(recurring={"weekly": weekly}, scheduler=policy if where == "scheduler" else {})
+        recurring.tasks(backend_config())
     since(START - 30 * DAY)
     clock.now = utc(2026, 6, 1, 12) + late
     with caplog.at_level("WARNING", "dj_queue"):

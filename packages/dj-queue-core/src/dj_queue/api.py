@@ -119,13 +119,15 @@ def schedule_recurring_task(
     priority: int = 0,
     description: str = "",
     timezone: str | None = None,
+    catch_up: Literal["latest", "none"] | None = None,
     backend_alias: str = "default",
 ) -> RecurringTask:
     """Create or change a recurring task at run time; it begins with its next tick.
 
-    `schedule` is a cron expression, read in `timezone`, or in the project's. Tasks made here run only with the
-    option `scheduler.dynamic_tasks_enabled`. Raises `ValidationError` with everything that is wrong, and for a
-    task that the settings define.
+    `schedule` is a cron expression, read in `timezone`, or in the project's. Of ticks that were missed while no
+    scheduler ran, `catch_up` makes up for the "latest" or for "none"; by default as the option `scheduler.catch_up`
+    says. Tasks made here run only with the option `scheduler.dynamic_tasks_enabled`. Raises `ValidationError` with
+    everything that is wrong, and for a task that the settings define.
     """
     from dj_queue.operations import recurring
 
@@ -139,6 +141,7 @@ def schedule_recurring_task(
         priority=priority,
         description=description,
         timezone=timezone,
+        catch_up=catch_up,
         backend_alias=backend_alias,
     )
 

@@ -377,6 +377,8 @@ class RecurringTask(models.Model):
     payload = models.JSONField(null=True, blank=True)
     schedule = models.CharField(max_length=255)
     timezone = models.CharField(max_length=64, null=True, blank=True)
+    # Of a dynamic task: "latest" or "none". A static one has it in the settings.
+    catch_up = models.CharField(max_length=8, null=True, blank=True)
     queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
     priority = models.SmallIntegerField(default=0)
     description = models.TextField(default="", blank=True)

@@ -39,6 +39,7 @@ def schedule(
     priority: int = 0,
     description: str = "",
     timezone: str | None = None,
+    catch_up: str | None = None,
     backend_alias: str = "default",
 ) -> RecurringTask:
     """Create or change a dynamic recurring task. Raises `ValidationError` with everything that is wrong."""
@@ -52,6 +53,7 @@ def schedule(
         "priority": priority,
         "description": description,
         "timezone": timezone,
+        **({} if catch_up is None else {"catch_up": catch_up}),
     }
     wanted = _checked(config, key, options)
     if config.scheduler is not None and not config.scheduler.dynamic_tasks_enabled:
@@ -179,10 +181,10 @@ def last_before(config: BackendConfig, task: RecurringTask, run_at: datetime) ->
     return aware(last[0]) if last and last[0] else None
 
 
-def catches_up(config: BackendConfig, key: str) -> bool:
-    """Whether a tick that was missed is made up for: as the task's settings say, or the scheduler's."""
-    policy = next((task.catch_up for task in config.recurring if task.key == key), None)
-    return (policy or (config.scheduler or SchedulerConfig()).catch_up) == "latest"
+def catches_up(config: BackendConfig, task: RecurringTask) -> bool:
+    """Whether a tick that was missed is made up for: as the task's settings or its row say, or the scheduler's."""
+    policy = next((each.catch_up for each in config.recurring if each.key == task.key), task.catch_up)
+    return (policy or (config.scheduler or SchedulerConfig()).catch_up) != "none"
 
 
 def missed_after(config: BackendConfig) -> timedelta:
@@ -286,7 +288,7 @@ def _fire_before_change(config: BackendConfig, row: RecurringTask, wanted: Recur
         return
     if due is None or due <= aware(row.updated_at) or was_recorded(config, row, due, until=time):
         return
-    if not catches_up(config, row.key) and time - due > missed_after(config):
+    if not catches_up(config, row) and time - due > missed_after(config):
         return
     task = RecurringTask(backend_alias=config.alias, key=row.key, **schedulers.definition(wanted))
     try:
@@ -318,7 +320,7 @@ def _save(
     config: BackendConfig, row: RecurringTask | None, wanted: RecurringConfig, *, static: bool, now: datetime
 ) -> RecurringTask:
     rows = RecurringTask.objects.using(config.database_alias)
-    values = {**schedulers.definition(wanted), "static": static}
+    values = {**schedulers.definition(wanted), "static": static, "catch_up": None if static else wanted.catch_up}
     if row is None:
         # Another scheduler may be adding the same task just now.
         created, _ = rows.get_or_create(
@@ -338,6 +340,7 @@ def _repair(rows: QuerySet[RecurringTask], wanted: Sequence[RecurringConfig], *,
     repaired = 0
     for task in wanted:
         values = {**schedulers.definition(task), "static": static, "created_at": now, "updated_at": now}
+        values["catch_up"] = None if static else task.catch_up
         repaired += rows.filter(key=task.key).update(**values)
     return repaired
 

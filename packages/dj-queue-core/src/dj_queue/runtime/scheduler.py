@@ -140,7 +140,7 @@ class Scheduler(Runner):
         self._fire(task, due, since, now)
 
     def _fire(self, task: RecurringTask, due: datetime, since: datetime, now: datetime) -> None:
-        if now - due > recurring.missed_after(self.config) and not recurring.catches_up(self.config, task.key):
+        if now - due > recurring.missed_after(self.config) and not recurring.catches_up(self.config, task):
             if not recurring.was_recorded(self.config, task, due, until=now):
                 logger.warning("dj_queue %s: skipped %s, missed at %s: its catch_up is none", self.name, task.key, due)
             return
