@@ -1,17 +1,20 @@
-"""Tests of code that enqueues, and of the tasks themselves: four ways, in a TestCase, without a runtime."""
+"""Tests of code that enqueues, and of the tasks themselves: five ways, in a TestCase, without a runtime."""
 
 from project import runtime  # noqa: F401  in your project, `manage.py test` makes the database
 
 import io
 import unittest
+from datetime import timedelta
 
 from django.db import transaction
 from django.tasks import default_task_backend
 from django.test import TestCase, override_settings
+from django.utils import timezone
 
 from dj_queue.api import enqueue_on_commit
 from dj_queue.models import Job
 from dj_queue.operations.jobs import claim_ready_jobs, execute_claimed_job
+from dj_queue.testing import assert_enqueued, assert_not_enqueued, run_jobs
 from tasks import add, charge, note
 
 DUMMY = {"default": {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}}
@@ -48,6 +51,15 @@ class Orders(TestCase):
         assert Job.objects.finished().get().return_value == "order 2"
         wrong.refresh()
         assert wrong.errors[0].exception_class is ValueError
+
+    def test_5_run_to_the_end_with_a_clock_of_its_own(self):
+        place_order(3)
+        tomorrow = timezone.now() + timedelta(days=1)
+        add.using(run_after=tomorrow).enqueue(3, 7)
+        assert [result.return_value for result in run_jobs()] == ["order 3"]
+        assert_enqueued(add, args=[3, 7], run_after=tomorrow)
+        assert [result.return_value for result in run_jobs(until=timedelta(days=2))] == [10]
+        assert_not_enqueued(add)
 
 
 class Reported(unittest.TextTestResult):

@@ -89,6 +89,7 @@ PRINTS = {
         "passed: 2_what_was_enqueued",
         "passed: 3_run_at_once",
         "passed: 4_stored_claimed_and_run_as_in_production",
+        "passed: 5_run_to_the_end_with_a_clock_of_its_own",
         "jobs left in the database: 0",
     ],
     "ex16_advanced_singletons": [
