@@ -16,7 +16,8 @@ import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from django.core.signals import setting_changed
@@ -28,6 +29,9 @@ from dj_queue_admin.secrets import HIDDEN, Secrets
 DEEPER: Final = "…"
 
 _DEEPEST = 40
+# What holds no names: there may be a million of them.
+_NAMELESS = {int, float, bool, type(None)}
+_MOST_SHOWN = 20_000
 # Texts within arguments that are longer are not looked through for names.
 _LONGEST_TEXT = 100_000
 _NAMES = ("name", "key", "header", "field", "param", "parameter")
@@ -46,30 +50,59 @@ class Argument(NamedTuple):
     keyword: bool = False
 
 
+@dataclass
+class _Budget:
+    """How many more values are copied: a page shows no more than so many characters of them."""
+
+    left: int
+
+
 @dataclass(frozen=True)
 class Redaction:
     words: tuple[str, ...]
 
     def hides(self, name: object) -> bool:
         """Whether values under this name are hidden."""
-        plain = _plain(str(name))
-        return any(word in plain for word in self.words)
+        return bool(self.words) and self._pattern.search(_plain(str(name))) is not None
+
+    @cached_property
+    def _pattern(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.words)))
 
     def of(self, value: Any, secrets: Secrets | None = None) -> Any:
-        """A copy of plain JSON data without hidden values, its own and those given; cut off where it nests deeply."""
-        return self._shown(value, Secrets([*self._found(value), *(secrets.values if secrets else ())]), 0)
+        """A copy of plain JSON data without hidden values, its own and those given.
 
-    def call(self, task_path: str, payload: Any) -> list[Argument]:
-        """The arguments of a stored call, by name where that is known."""
-        secrets = self.secrets(task_path, payload)
+        Cut off where it nests deeply, and after more values than any page shows.
+        """
+        secrets = Secrets([*self._found(value), *(secrets.values if secrets else ())])
+        return self._shown(value, secrets, _Budget(_MOST_SHOWN))
+
+    def call(
+        self, task_path: str, payload: Any, *, secrets: Secrets | None = None, most: int | None = None
+    ) -> list[Argument]:
+        """The arguments of a stored call, by name where that is known: the first so many of them.
+
+        `secrets` are those of this call, where they are known already.
+        """
+        secrets = self.secrets(task_path, payload) if secrets is None else secrets
         args, kwargs = _parts(payload)
+        budget = _Budget(_MOST_SHOWN)
+        found = [(name, value, False) for name, value in _named(task_path, args[:most])]
+        found += [(name, value, True) for name, value in islice(kwargs.items(), most)]
         return [
-            Argument(name, HIDDEN if self.hides(name) else self._shown(value, secrets, 0))
-            for name, value in _named(task_path, args)
-        ] + [
-            Argument(secrets.hide(name), HIDDEN if self.hides(name) else self._shown(value, secrets, 0), True)
-            for name, value in kwargs.items()
+            Argument(
+                secrets.hide(name) if keyword else name,
+                HIDDEN if self.hides(name) else self._shown(value, secrets, budget),
+                keyword,
+            )
+            for name, value, keyword in found[:most]
         ]
+
+    @staticmethod
+    def count(payload: Any) -> int:
+        """How many arguments a stored call has."""
+        args, kwargs = _parts(payload)
+        return len(args) + len(kwargs)
 
     def secrets(self, task_path: str, payload: Any) -> Secrets:
         """The hidden values of a call, as they may turn up in texts."""
@@ -81,7 +114,8 @@ class Redaction:
 
     # ---- what is shown ------------------------------------------------------------------------------
 
-    def _shown(self, value: Any, secrets: Secrets, depth: int) -> Any:
+    def _shown(self, value: Any, secrets: Secrets, budget: _Budget, depth: int = 0) -> Any:
+        budget.left -= 1
         if isinstance(value, str):
             return secrets.hide(value)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -89,19 +123,27 @@ class Redaction:
             return HIDDEN if secrets.hide(text) != text else value
         if not isinstance(value, Mapping | list | tuple):
             return value
-        if depth >= _DEEPEST:
+        if depth >= _DEEPEST or budget.left < 0:
             return DEEPER
         if isinstance(value, Mapping):
             named = self._names_a_secret(value)
-            return {
-                secrets.hide(str(key)): HIDDEN
-                if self.hides(key) or (named and key not in _NAMES)
-                else self._shown(item, secrets, depth + 1)
-                for key, item in value.items()
-            }
+            shown = {}
+            for key, item in value.items():
+                if budget.left <= 0:
+                    shown[DEEPER] = DEEPER
+                    break
+                hidden = self.hides(key) or (named and key not in _NAMES)
+                shown[secrets.hide(str(key))] = HIDDEN if hidden else self._shown(item, secrets, budget, depth + 1)
+            return shown
         if self._is_pair(value):
             return [value[0], HIDDEN]
-        return [self._shown(item, secrets, depth + 1) for item in value]
+        items: list[Any] = []
+        for item in value:
+            if budget.left <= 0:
+                items.append(DEEPER)
+                break
+            items.append(self._shown(item, secrets, budget, depth + 1))
+        return items
 
     # ---- what is hidden -----------------------------------------------------------------------------
 
@@ -120,7 +162,7 @@ class Redaction:
                 if self._is_pair(item):
                     yield from _leaves(item[1])
                 else:
-                    stack.extend(item)
+                    stack += [each for each in item if type(each) not in _NAMELESS]
             elif isinstance(item, str) and len(item) <= _LONGEST_TEXT:
                 yield from self._in_text(item)
                 if item.lstrip()[:1] in ("{", "["):
@@ -148,7 +190,9 @@ def redaction() -> Redaction:
 
 
 def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", name))).casefold()
+    if not name.isascii():
+        name = unicodedata.normalize("NFKC", name)
+    return (name if name.isalnum() else "".join(filter(str.isalnum, name))).casefold()
 
 
 def _leaves(value: Any) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -44,13 +44,10 @@ def alerts(seen: Observation, listed: Observation, config: BackendConfig, links:
     return sorted(found, key=lambda alert: alert.tone != "bad")
 
 
-def promised(seen: Observation, task: ObservedRecurringTask) -> bool:
-    """Whether a live scheduler is there to enqueue the task's next run."""
-    return any(
-        liveness.fires(process.metadata, task)
-        for process in seen.processes
-        if process.live and process.kind == Process.Kind.SCHEDULER
-    )
+def promised(seen: Observation, tasks: Iterable[ObservedRecurringTask]) -> set[str]:
+    """The keys of those tasks whose next run a live scheduler is there to enqueue."""
+    schedulers = [each.metadata for each in seen.processes if each.live and each.kind == Process.Kind.SCHEDULER]
+    return {task.key for task in tasks if any(liveness.fires(scheduler, task) for scheduler in schedulers)}
 
 
 # ---- who works --------------------------------------------------------------------------------------
@@ -67,7 +64,8 @@ def _runtime(seen: Observation, listed: Observation) -> Iterator[Alert]:
     if Process.Kind.DISPATCHER not in kinds and waiting.count:
         text = f"No dispatcher is alive: {waiting} scheduled and blocked jobs stay where they are."
         yield Alert("bad", text, "Start one:", command=f"{command} --only-dispatch")
-    idle = [task for task in listed.recurring if not promised(seen, task)]
+    kept = promised(seen, listed.recurring)
+    idle = [task for task in listed.recurring if task.key not in kept]
     if idle:
         which = "that has" if Process.Kind.SCHEDULER in kinds else "to run"
         yield Alert("bad", f"No scheduler is alive {which} {_keys(idle)}.", "Start one:", command=command)
@@ -124,7 +122,7 @@ def _recurring(seen: Observation, links: Links) -> Iterator[Alert]:
     groups: list[tuple[str, str, Callable[[ObservedRecurringTask], object]]] = [
         ("bad", "Cannot run, as its schedule or time zone cannot be read", lambda task: not task.valid),
         ("bad", "Cannot run, as the task cannot be imported", _Lost()),
-        ("bad", "Overdue", lambda task: task.overdue_since),
+        ("bad", "Overdue", lambda task: task.missed_at),
         ("bad", "Failed last time", lambda task: task.last_run_failed),
     ]
     for tone, what, holds in groups:

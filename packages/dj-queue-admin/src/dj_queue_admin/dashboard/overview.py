@@ -89,7 +89,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
         "observation": seen,
         "cards": figures.cards(seen, links),
         "alerts": alerts.alerts(seen, listed, config, links),
-        "promised": {task.key for task in listed.recurring if alerts.promised(seen, task)},
+        "promised": alerts.promised(seen, listed.recurring),
         "facts": figures.facts(config, seen),
         "queues": Table("queues_", _QUEUE_COLUMNS, seen.queues, size=QUEUES, query=request.GET),
         "processes": Table("processes_", _PROCESS_COLUMNS, groups(listed.processes), size=PROCESSES, query=request.GET),

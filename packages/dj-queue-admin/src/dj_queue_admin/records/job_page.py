@@ -36,6 +36,8 @@ JSON_FIELDS = ("payload", "return_value", "errors", "worker_ids")
 STATE_ROWS = ("ready_execution", "scheduled_execution", "claimed_execution", "blocked_execution", "failed_execution")
 
 _LISTED = 20  # holders and waiters
+ARGUMENTS = 200  # that are shown of one call
+_ATTEMPTS = 20  # whose errors are shown
 _RUNNING = 20_000  # claims that are looked through for holders
 
 
@@ -69,16 +71,18 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
     readable = not isinstance(call, shown.Unreadable)
     rules = redaction()
     secrets = rules.secrets(job.task_path, call) if readable else None
-    arguments = rules.call(job.task_path, call) if readable else []
-    failures = _failures(job, secrets)
+    arguments = rules.call(job.task_path, call, secrets=secrets, most=ARGUMENTS) if readable and contents else []
+    failures, earlier = _failures(job, secrets)
     return {
         "job": job,
         "task_path": shown.visible(job.task_path, longest=500, lines=False),
         "contents": contents,
-        "arguments": [(each, shown.pretty(each.value)) for each in arguments] if contents else [],
+        "arguments": [(each, shown.pretty(each.value)) for each in arguments],
+        "more_arguments": rules.count(call) - len(arguments) if arguments else 0,
         "unreadable": "" if readable else f"Not shown: {call.why}.",
         "result": shown.pretty(rules.of(shown.parse(job.return_value_text), secrets)) if contents else "",
         "has_result": job.finished_at is not None,
+        "earlier": earlier,
         "failures": failures if contents else [Failure(each.attempt, each.exception_class, "") for each in failures],
         "timeline": _timeline(admin, job, failures, now),
         "limit": (limit := _limit(admin, request, config, job, secrets if contents else None)),
@@ -92,18 +96,20 @@ def describe(admin: RecordAdmin, request: HttpRequest, config: BackendConfig, jo
 # ---- attempts ---------------------------------------------------------------------------------------
 
 
-def _failures(job: Any, secrets: Secrets | None) -> list[Failure]:
-    """The errors of all attempts, the newest first."""
+def _failures(job: Any, secrets: Secrets | None) -> tuple[list[Failure], int]:
+    """The errors of the last attempts, the newest first, and how many earlier ones are left out."""
     workers = _strings(shown.parse(job.worker_ids_text))
+    errors = _list(shown.parse(job.errors_text))
+    earlier = max(0, len(errors) - _ATTEMPTS)
     found = []
-    for n, error in enumerate(_list(shown.parse(job.errors_text)), 1):
+    for n, error in enumerate(errors[earlier:], earlier + 1):
         path, text, *_ = [*_strings(error), "", ""]
         found.append(_failure(n, path, text, "", workers, secrets))
     failed = getattr(job, "failed_execution", None)
     if failed is not None:
-        at = len(found) + 1
+        at = len(errors) + 1
         found.append(_failure(at, failed.exception_class, failed.traceback, failed.message, workers, secrets))
-    return found[::-1]
+    return found[::-1], earlier
 
 
 def _failure(

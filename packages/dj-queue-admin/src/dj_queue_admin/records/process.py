@@ -100,7 +100,7 @@ class ProcessAdmin(RecordAdmin):
             "metadata": shown.pretty(redaction().of(metadata)) if permissions.may_read(request, Process) else "",
             "children": [(child, self.url_of(child), life(child, now)) for child in children],
             "supervisor_url": self.url_of(row.supervisor) if row.supervisor else "",
-            "claims": job_page.linked(self, request, list(jobs.select_related("claimed_execution"))),
+            "claims": job_page.linked(self, request, list(jobs.select_related(*job_page.STATE_ROWS))),
             "more_claims": len(ids) > CLAIMS,
         }
 

@@ -102,8 +102,8 @@ class RecurringTaskAdmin(RecordAdmin):
         using = config.database_alias
         call = shown.read_field(RecurringTask.objects.using(using).filter(pk=row.pk), "payload")
         readable = not isinstance(call, shown.Unreadable)
-        arguments = redaction().call(row.task_path, call) if readable else []
         contents = permissions.may_read(request, RecurringTask)
+        arguments = redaction().call(row.task_path, call, most=job_page.ARGUMENTS) if readable and contents else []
         ticks = RecurringExecution.objects.using(using).filter(backend_alias=config.alias, task_key=row.key)
         last = list(ticks.order_by("-run_at").values_list("run_at", "job_id")[:LAST])
         ran = Job.objects.using(using).filter(pk__in=[job_id for _, job_id in last if job_id])
@@ -117,7 +117,8 @@ class RecurringTaskAdmin(RecordAdmin):
             "obstacle": shown.visible(tasks.look(row.task_path).obstacle, longest=500, lines=False),
             "contents": contents,
             "unreadable": "" if readable else f"Not shown: {call.why}.",
-            "arguments": [(each, shown.pretty(each.value)) for each in arguments] if contents else [],
+            "arguments": [(each, shown.pretty(each.value)) for each in arguments],
+            "more_arguments": redaction().count(call) - len(arguments) if arguments else 0,
             "next_runs": next_runs(row, recurring.now(config), NEXT),
             "asleep": not row.static and not dynamic,
             "last_runs": [(run_at, jobs.get(job_id), self._job_url(jobs.get(job_id))) for run_at, job_id in last],

@@ -58,10 +58,13 @@ def extents(
     params: list[Any] = []
     if lateral or queue is None:
         # Planned once for all spans.
-        condition, among = _within_span(queue)
         listed, ids = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
-        one = _extent("span.n", condition, queue, cap)
-        cursor.execute(f"{one} FROM ({listed}) AS span", [*4 * among, *ids])
+        among: list[str] = []
+        if queue is None:
+            one = _extent("span.n", "id >= span.first AND id < span.upto", queue, cap)
+        else:
+            one, among = _extent_of_queue(queue, cap)
+        cursor.execute(f"{one} FROM ({listed}) AS span", [*among, *ids])
     else:
         condition, among = _condition(queue)
         for n, span in enumerate(spans):
@@ -83,17 +86,28 @@ def _extent(n: str, condition: str, queue: tuple[str, str] | None, cap: int) -> 
     return f"SELECT {n} AS n, {counted} AS jobs, {from_start} AS from_start, {from_end} AS from_end"
 
 
+def _extent_of_queue(queue: tuple[str, str], cap: int) -> tuple[str, list[str]]:
+    """The same of a row of `span`, for one queue."""
+    (first, among), (last, _), (some, _) = (
+        _looked("id", queue, limit, direction)
+        for limit, direction in ((f"1 OFFSET {cap - 1:d}", ""), (f"1 OFFSET {cap - 1:d}", "DESC"), (f"{cap:d}", ""))
+    )
+    from_start, from_end, counted = f"(SELECT id {first})", f"(SELECT id {last})", f"(SELECT count(*) {some})"
+    jobs = f"CASE WHEN {from_start} IS NULL THEN {counted} END"
+    return f"SELECT span.n AS n, {jobs} AS jobs, {from_start} AS from_start, {from_end} AS from_end", 4 * among
+
+
 def counts(
     cursor: CursorWrapper, spans: Sequence[Span], *, cap: int, queue: tuple[str, str] | None, lateral: bool
 ) -> list[int]:
     """Count the jobs of each span, up to a cap."""
     params: list[Any] = []
     if lateral:
-        condition, among = _within_span(queue)
+        looked, among = _looked("id", queue, f"{cap:d}")
         listed, ids = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
         cursor.execute(
-            f"SELECT span.n, counted.jobs FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT count(*) AS jobs FROM"
-            f" (SELECT 1 AS one FROM dj_queue_jobs WHERE {condition} LIMIT {cap:d}) AS one) AS counted",
+            f"SELECT span.n, counted.jobs FROM ({listed}) AS span"
+            f" CROSS JOIN LATERAL (SELECT count(*) AS jobs {looked}) AS counted",
             [*ids, *among],
         )
     else:
@@ -115,12 +129,12 @@ def sample(
     """Read the first jobs of each span, so many at most."""
     params: list[Any] = []
     if lateral:
-        condition, among = _within_span(queue)
+        looked, among = _looked(_SAMPLED, queue, f"{limit:d}")
         listed, ids = _listed([(n, *_ids(cursor, span)) for n, span in enumerate(spans)])
         params = [*ids, *among]
         sampled = (
-            f"SELECT span.n AS span, job.* FROM ({listed}) AS span CROSS JOIN LATERAL (SELECT {_SAMPLED}"
-            f" FROM dj_queue_jobs WHERE {condition} ORDER BY {_order(queue)} LIMIT {limit:d}) AS job"
+            f"SELECT span.n AS span, job.* FROM ({listed}) AS span"
+            f" CROSS JOIN LATERAL (SELECT {_SAMPLED} {looked}) AS job"
         )
     else:
         condition, among = _condition(queue)
@@ -139,15 +153,27 @@ def sample(
     ]
 
 
-def finishes(cursor: CursorWrapper, span: Span, *, limit: int, alias: str, queue_name: str | None) -> list[datetime]:
+def finishes(
+    cursor: CursorWrapper, span: Span, *, limit: int, alias: str, queue_name: str | None, lateral: bool
+) -> list[datetime]:
     """When each finished job of an alias, or of one of its queues, ended: of the span's first jobs, so many at most."""
     queue = None if queue_name is None else (alias, queue_name)
-    condition, among = _condition(queue)
+    if lateral:
+        looked, among = _looked("finished_at, id, backend_alias", queue, f"{limit:d}")
+        listed, ids = _listed([(0, *_ids(cursor, span))])
+        read = f"SELECT finished_at, backend_alias {looked}"
+        found = f"SELECT job.* FROM ({listed}) AS span CROSS JOIN LATERAL ({read}) AS job"
+        params = [*ids, *among]
+    else:
+        condition, among = _condition(queue)
+        found = (
+            f"SELECT finished_at, backend_alias FROM dj_queue_jobs WHERE {condition}"
+            f" ORDER BY {_order(queue)} LIMIT {limit:d}"
+        )
+        params = [*among, *_ids(cursor, span)]
     cursor.execute(
-        "SELECT finished_at FROM (SELECT finished_at, backend_alias FROM dj_queue_jobs"
-        f" WHERE {condition} ORDER BY {_order(queue)} LIMIT {limit:d}) AS looked"
-        " WHERE finished_at IS NOT NULL AND backend_alias = %s",
-        [*among, *_ids(cursor, span), alias],
+        f"SELECT finished_at FROM ({found}) AS ended WHERE finished_at IS NOT NULL AND backend_alias = %s",
+        [*params, alias],
     )
     zone = cursor.db.timezone or timezone.get_default_timezone()
     return [time for (value,) in cursor.fetchall() if (time := _time(value, zone)) is not None]
@@ -202,13 +228,23 @@ def _condition(queue: tuple[str, str] | None) -> tuple[str, list[str]]:
     return "backend_alias = %s AND queue_name = %s AND id >= %s AND id < %s", list(queue)
 
 
-def _within_span(queue: tuple[str, str] | None) -> tuple[str, list[str]]:
-    """The jobs of a row of `span`."""
+def _looked(columns: str, queue: tuple[str, str] | None, limit: str, direction: str = "") -> tuple[str, list[str]]:
+    """The first or last jobs of a row of `span`, of one queue or of all."""
     if queue is None:
-        return "id >= span.first AND id < span.upto", []
-    # As one value: a bound on the id alone would let a planner read every queue's jobs by the primary key.
-    whole = "(backend_alias, queue_name, id)"
-    return f"{whole} >= (%s, %s, span.first) AND {whole} < (%s, %s, span.upto)", [*queue, *queue]
+        within = "WHERE id >= span.first AND id < span.upto"
+        order = f"ORDER BY {_order(queue, direction)} LIMIT {limit}"
+        return f"FROM (SELECT {columns} FROM dj_queue_jobs {within} {order}) AS looked", []
+    # As one value: a bound on the id alone would let a planner read every queue's jobs by the primary key. And only
+    # the bound where the scan begins: before PostgreSQL 17, a row's other bound ends none. The limit does that.
+    bound = "< (%s, %s, span.upto)" if direction else ">= (%s, %s, span.first)"
+    named = (
+        columns if "queue_name" in columns else f"{columns.removesuffix(', backend_alias')}, backend_alias, queue_name"
+    )
+    return (
+        f"FROM (SELECT {named} FROM dj_queue_jobs WHERE (backend_alias, queue_name, id) {bound}"
+        f" ORDER BY {_order(queue, direction)} LIMIT {limit}) AS looked"
+        " WHERE backend_alias = %s AND queue_name = %s AND id >= span.first AND id < span.upto"
+    ), [*queue, *queue]
 
 
 def _listed(spans: Sequence[tuple[int, Any, Any]]) -> tuple[str, list[Any]]:

@@ -114,7 +114,9 @@ def history_of(config: BackendConfig, within: Range, *, queue_name: str | None =
         readable = estimated and known and sum(numbers) <= READ
         if readable:
             whole = Span(spans[0].first, spans[-1].end)
-            ended = history.finishes(cursor, whole, limit=READ + 1, alias=config.alias, queue_name=queue_name)
+            ended = history.finishes(
+                cursor, whole, limit=READ + 1, alias=config.alias, queue_name=queue_name, lateral=dialect.lateral
+            )
             steps = _with_finished(steps, edges, ended)
         return History(
             range=within,

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from django.db import Error
 from django.db.backends.utils import CursorWrapper
@@ -21,7 +21,7 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, QueueCounts, Selector, elapsed
 from dj_queue.models import FailedExecution, Process, RecurringExecution, RecurringTask, Semaphore
 from dj_queue.operations import readable, recurring, transactions
-from dj_queue.operations.schedule import as_stored, aware, next_tick
+from dj_queue.operations.schedule import as_stored, aware, latest_tick, next_tick
 
 logger = logging.getLogger("dj_queue")
 
@@ -84,7 +84,7 @@ class ObservedRecurringTask:
     last_run_at: datetime | None  # the last tick that was enqueued
     next_run_at: datetime | None  # the next tick of its schedule
     valid: bool  # whether its schedule and time zone can be read
-    overdue_since: datetime | None  # the tick that should have been enqueued a good while ago, and was not
+    missed_at: datetime | None  # the last tick that should have been enqueued a good while ago, and was not
     last_run_failed: bool  # whether the job of the last tick is failed now
 
 
@@ -283,6 +283,7 @@ def _recurring(config: BackendConfig, now: datetime, most: int) -> list[Observed
         nothing = {"last_run_at": Value(None, DateTimeField()), "last_run_failed": Value(False)}
         timeless = rows.filter(pk__in=lost).annotate(**nothing)
         found = sorted([*found, *readable.read(timeless).rows], key=lambda row: row.key)
+    ticks_of = _Ticks(config, aware(now))
     return [
         ObservedRecurringTask(
             key=row.key,
@@ -293,30 +294,43 @@ def _recurring(config: BackendConfig, now: datetime, most: int) -> list[Observed
             static=row.static,
             last_run_at=row.last_run_at,
             last_run_failed=row.last_run_failed,
-            **_runs(config, row, aware(now))._asdict(),
+            **ticks_of.of(row),
         )
         for row in found
     ]
 
 
-class _Runs(NamedTuple):
-    next_run_at: datetime | None
-    overdue_since: datetime | None
-    valid: bool = True
+class _Ticks:
+    """When schedules fire, around one time: many tasks share one, and to reckon takes longer than to read the rows."""
 
+    def __init__(self, config: BackendConfig, now: datetime) -> None:
+        self._now = now
+        self._missed = now - recurring.missed_after(config)
+        self._known: dict[tuple[str, str | None], tuple[datetime | None, datetime | None] | None] = {}
 
-def _runs(config: BackendConfig, row: Any, now: datetime) -> _Runs:
-    """When a task is to run next, and since when it is overdue. For one that keeps its schedule, one look at that."""
-    known = [aware(time) for time in (row.updated_at, row.last_run_at) if time is not None]
-    try:
+    def of(self, row: Any) -> dict[str, Any]:
+        key = (row.schedule, row.timezone)
+        if key not in self._known:
+            self._known[key] = self._around(*key)
+        found = self._known[key]
+        if found is None:
+            return {"next_run_at": None, "missed_at": None, "valid": False}
+        due, following = found
         # A task's first tick is the next one after its row was written.
-        expected = next_tick(row.schedule, row.timezone, min(max(known, default=now), now))
-        late = expected is not None and expected <= now
-        following = next_tick(row.schedule, row.timezone, now) if late else expected
-    except Exception:  # a row that was written behind our back: the scheduler reports it
-        return _Runs(None, None, valid=False)
-    overdue = expected if late and expected and expected <= now - recurring.missed_after(config) else None
-    return _Runs(following and as_stored(following), overdue and as_stored(overdue))
+        since = max((aware(time) for time in (row.updated_at, row.last_run_at) if time is not None), default=self._now)
+        missed = due is not None and due > since
+        return {
+            "next_run_at": following and as_stored(following),
+            "missed_at": as_stored(due) if missed and due else None,
+            "valid": True,
+        }
+
+    def _around(self, schedule: str, zone: str | None) -> tuple[datetime | None, datetime | None] | None:
+        """The last tick that should have been enqueued by now, and the next one; None if the schedule is none."""
+        try:
+            return latest_tick(schedule, zone, self._missed), next_tick(schedule, zone, self._now)
+        except Exception:  # a row that was written behind our back: the scheduler reports it
+            return None
 
 
 def _semaphores(dialect: Dialect, cursor: CursorWrapper, cap: int) -> list[ObservedSemaphore]:
