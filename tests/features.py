@@ -29,10 +29,6 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "the database does not say in JSON what a statement has read",
     ),
-    "foreign keys to jobs": (
-        lambda: databases.VENDOR != "mysql",
-        "ids of jobs have another collation than the project's tables, so it takes no foreign key to them",
-    ),
     "vacuum": (
         lambda: connection.vendor == "postgresql",
         "the database has no vacuum that an operator looks after",

@@ -159,7 +159,7 @@ def make(state: str | None, **fields: Any) -> Job:
 
 
 def describe(field: Any) -> str:
-    words = [type(field).__name__]
+    words = [field.get_internal_type()]
     if isinstance(field, models.CharField):
         words.append(str(field.max_length))
     if field.null:

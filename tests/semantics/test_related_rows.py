@@ -26,7 +26,7 @@ from dj_queue.runtime.scheduler import Scheduler
 from tests.project import tasks
 from tests.working import states, work
 
-pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.needs("foreign keys to jobs")]
+pytestmark = pytest.mark.django_db(transaction=True)
 
 HOLDING = ["protecting", "restricting", "bare", "nested"]
 GOING = ["cascading", "emptied", "many", "loose"]
@@ -155,6 +155,8 @@ def test_a_key_of_which_django_does_not_know(settings: Any, caplog: Any) -> None
     options = {"preserve_finished_jobs": False}
     settings.TASKS = {"default": {"BACKEND": "dj_queue.backend.DjQueueBackend", "QUEUES": [], "OPTIONS": options}}
     column = Job._meta.pk.db_type(connection)
+    if collation := Job._meta.pk.db_parameters(connection).get("collation"):
+        column = f"{column} COLLATE {collation}"
     with connection.cursor() as cursor:
         cursor.execute(f"CREATE TABLE strange (job_id {column} REFERENCES dj_queue_jobs (id))")
         if connection.vendor == "mysql":

@@ -20,6 +20,7 @@ from django.db import models
 from django.db.models import Q
 from django.db.models.functions import Now
 
+from dj_queue.dialects.job_id import JobIdField
 from dj_queue.exceptions import UndiscardableError
 from dj_queue.identifiers import uuid7
 
@@ -54,7 +55,7 @@ class JobQuerySet(models.QuerySet["Job"]):
 
 
 class Job(models.Model):
-    id = models.UUIDField(primary_key=True, default=uuid7, editable=False)
+    id = JobIdField(primary_key=True, default=uuid7, editable=False)
     task_path = models.TextField()
     queue_name = models.CharField(max_length=MAX_QUEUE_NAME, default="default")
     priority = models.SmallIntegerField(default=0, validators=[MinValueValidator(-100), MaxValueValidator(100)])

@@ -39,6 +39,7 @@ from dj_queue.dialects.base import (
     needed,
 )
 from dj_queue.dialects.clock import Now, in_utc, mysql_clock
+from dj_queue.dialects.job_id import collation
 from dj_queue.dialects.mysql_rows import (
     claim_of,
     delete,
@@ -334,10 +335,8 @@ class MySQL(Dialect):
 
     def tune_tables(self, schema_editor: BaseDatabaseSchemaEditor) -> None:
         connection: Any = schema_editor.connection
-        # No padding: these tell "email" from "email " too.
-        collation = "utf8mb4_nopad_bin" if connection.mysql_is_mariadb else "utf8mb4_0900_bin"
         for table in sql.TABLES:
-            schema_editor.execute(sql.storage(table, collation=collation, utc=in_utc(connection)))
+            schema_editor.execute(sql.storage(table, collation=collation(connection), utc=in_utc(connection)))
 
     # ---- enqueue ----
 

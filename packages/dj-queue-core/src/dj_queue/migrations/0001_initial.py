@@ -1,3 +1,4 @@
+import dj_queue.dialects.job_id
 import dj_queue.identifiers
 import dj_queue.models
 import django.core.validators
@@ -38,7 +39,7 @@ class Migration(migrations.Migration):
             fields=[
                 (
                     "id",
-                    models.UUIDField(
+                    dj_queue.dialects.job_id.JobIdField(
                         default=dj_queue.identifiers.uuid7, editable=False, primary_key=True, serialize=False
                     ),
                 ),
