@@ -150,6 +150,17 @@ def fork(how: str) -> Any:
 
 
 @task
+def fork_and_forget() -> int | None:
+    """Fork, let the child come back out of the task, and wait for nobody."""
+    return os.fork() or None
+
+
+@task
+async def fork_and_forget_async() -> int | None:
+    return os.fork() or None
+
+
+@task
 async def fork_async(how: str) -> Any:
     child = os.fork()
     return _status_of(child) if child else _leave_child(how)

@@ -182,6 +182,15 @@ def test_a_child_that_a_task_forks_ends_where_the_task_does(runtime, ran, mode):
     assert running.stop() == 0
 
 
+@MODES
+def test_a_child_that_nobody_waits_for_does_not_stay_behind(runtime, ran, mode):
+    running = runtime(options=TWO_THREADS | {"mode": mode}, rows=2)
+    children = [run_one(task) for task in (hostile.fork_and_forget, hostile.fork_and_forget_async)]
+    # It may end later than the job that has made it: then with one that follows in the same thread.
+    wait_until(lambda: run_one(hostile.return_thread) and not any(Path(f"/proc/{pid}").exists() for pid in children))
+    assert running.stop() == 0
+
+
 def test_a_child_that_a_receiver_or_hook_forks_ends_there(runtime, project, ran):
     code = """
 import os

@@ -52,6 +52,7 @@ def _end_child(error: BaseException | None) -> NoReturn:
             # Not by sys.stderr: another thread of the parent may have held its lock.
             with suppress(Exception):
                 os.write(2, "".join(traceback.format_exception(error)).encode(errors="backslashreplace"))
+        forks.say_end()
     finally:
         # No handlers of the exit, no destructors: they would say good-bye on the parent's connections.
         os._exit(code & 0xFF)

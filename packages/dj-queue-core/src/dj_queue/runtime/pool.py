@@ -23,6 +23,7 @@ from django.core.cache import caches
 from django.db import Error, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 
+from dj_queue import forks
 from dj_queue.operations import execution, transactions
 from dj_queue.operations.execution import Job
 
@@ -54,6 +55,7 @@ class Pool:
         self._waiting: deque[Job] = deque()
         self._calls: deque[FollowUp] = deque()
         self._lock = threading.Lock()  # to take from the two
+        self._forks = forks.Ends()
         self._threads: list[_Thread] = []
         self._spare: _Thread | None = None
         self._open: set[Job] = set()  # submitted and not collected
@@ -219,6 +221,7 @@ class Pool:
             # fails where it is used.
             with suppress(Exception):
                 thread.context.run(caches.all)
+            thread.context.run(self._forks.listen, id(thread))
             while thread.tickets.get():
                 self._serve(thread)
         except BaseException as error:
@@ -248,9 +251,15 @@ class Pool:
         self._refresh_connections(thread)
         thread.context.copy().run(self._run, job)
         self._tidy_connections(thread, job)
+        if forks.made:
+            self._let_go_of_forks(thread)
         self.done.append(job)
         thread.job = None
         self._on_done()
+
+    def _let_go_of_forks(self, thread: "_Thread") -> None:
+        with self._lock:
+            self._forks.collect(id(thread))
 
     def _follow(self, thread: "_Thread", call: FollowUp) -> None:
         self._refresh_connections(thread)
@@ -259,6 +268,8 @@ class Pool:
         except Exception as error:  # the jobs it is about are recorded, and the next ones wait
             self._on_error(error)
         self._tidy_connections(thread, None)
+        if forks.made:
+            self._let_go_of_forks(thread)
         self._following.discard(call)
         thread.call = None
         self._on_done()
