@@ -36,9 +36,10 @@ def failed(count: int, queue: str = "q") -> list[Any]:
     return results
 
 
-def serious(page: Page) -> list[str]:
-    """What the accessibility check finds serious or critical."""
-    found = Axe().run(page).response["violations"]
+def serious(page: Page, *, colours: bool = False) -> list[str]:
+    """What the accessibility check finds serious or critical: of everything, or of what a colour scheme changes."""
+    options = {"runOnly": {"type": "rule", "values": ["color-contrast", "link-in-text-block"]}} if colours else None
+    found = Axe().run(page, options=options).response["violations"]
     return [
         f"{each['id']} ({each['impact']}): {each['help']}: {node['html'][:200]}"
         for each in found
@@ -128,17 +129,20 @@ def test_the_accessibility_check_finds_something(visitor: Visit) -> None:
     page = visitor().visit()
     page.evaluate("document.querySelector('h1').innerHTML = '<button></button>'")
     assert [found for found in serious(page) if found.startswith("button-name")]
+    page.evaluate("h1 = document.querySelector('h1'); h1.innerText = 'pale'; h1.style.color = '#eee'")
+    assert [found for found in serious(page, colours=True) if found.startswith("color-contrast")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_accessibility(visitor: Visit, scheme: str) -> None:
+    colours = scheme == "dark"  # the rest is the same
     each = visitor(color_scheme=scheme)
-    assert serious(each.visit()) == []  # empty
+    assert serious(each.visit(), colours=colours) == []  # empty
     scenery.fill(minutes=60)
     for path in ("", "queue/webhooks/?state=failed", "queue/search-index/?state=ready", "queue/email/?q=nothing"):
-        assert serious(each.visit(path)) == [], path
+        assert serious(each.visit(path), colours=colours) == [], path
     narrow = visitor(color_scheme=scheme, viewport={"width": 360, "height": 740})
-    assert serious(narrow.visit()) == []
+    assert serious(narrow.visit(), colours=colours) == []
 
 
 # ---- what there is to do ----------------------------------------------------------------------------

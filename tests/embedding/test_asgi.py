@@ -144,13 +144,13 @@ class TestTwoServers:
         servers = [server(kind), server(kind)]
         load = Load(site_tasks.return_pid, ran, *servers)
         with load.running():
-            for turn in range(4):
+            for turn in range(2):  # each of the two
                 load.wait_more()
-                old = load.servers[turn % 2]
-                load.servers = [load.servers[(turn + 1) % 2]] * 2
+                old = load.servers[turn]
+                load.servers = [load.servers[1 - turn]] * 2
                 assert old.stop() == ENDS_WELL[kind], old.output
                 servers.append(server(kind))
-                load.servers[turn % 2] = servers[-1]
+                load.servers[turn] = servers[-1]
                 load.wait_more()
         wait_settled()
         counts = Counts(f"rolling restart of two {kind} under load", ran, *servers)
