@@ -18,8 +18,9 @@ test-quick: ## What is answered within a minute and a half: SQLite, without proc
 test-all: ## The same on every database there is here: see CONTRIBUTING.md for MariaDB and MySQL
 	@$(MAKE) --no-print-directory suites DATABASES="sqlite mariadb mysql postgres"
 
-# What needs a browser, a web server or no database needs one, the last. Tests with real processes and clocks can
-# fail beside others on a busy machine: what fails is shown, and counts if it fails again by itself.
+# What needs a browser, a web server or no database needs one, the last. Four run at once, as they mostly wait. Tests
+# with real processes and clocks can fail beside others on a busy machine: what fails is shown, and counts if it fails
+# again by itself.
 suites:
 	@failed=; for database in $(DATABASES); do \
 		which="not once and not pure"; group=; server=own; \
@@ -31,7 +32,7 @@ suites:
 		if [ -z "$$server" ]; then echo "== skipped: $$database, because no variable names a server"; continue; fi; \
 		echo "== $$database"; \
 		export DJ_QUEUE_TEST_DB=$$database; \
-		$(UV) run $$group pytest -q -n 2 --dist loadfile -m "$$which" && continue; \
+		$(UV) run $$group pytest -q -n 4 --dist loadfile -m "$$which" && continue; \
 		echo "== $$database: what failed, once more and alone"; \
 		$(UV) run $$group pytest -q --last-failed --last-failed-no-failures=none || failed="$$failed $$database"; \
 	done; \
