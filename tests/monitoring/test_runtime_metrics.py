@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -16,8 +17,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from dj_queue import events
 from dj_queue.models import Job
-from dj_queue_prometheus import recorder
-from dj_queue_prometheus.apps import check_setting
+from dj_queue_prometheus import listener, recorder
+from dj_queue_prometheus.apps import check_open_address, check_setting
 from dj_queue_prometheus.conf import RuntimeMetrics, runtime_metrics
 from dj_queue_prometheus.recorder import Recorder
 from tests.conftest import Runtime, alive, pid_of, wait_settled, wait_until
@@ -223,6 +224,66 @@ def test_the_listener_serves_metrics_alone(listening: Callable[..., Runtime]) ->
     assert (status, text, headers["cache-control"]) == (200, "", "no-store")
 
 
+def test_slow_clients_neither_pile_up_nor_keep_a_scrape_out(listening: Callable[..., Runtime]) -> None:
+    running = listening()
+    port = port_of(running)
+    children = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    if not children.exists():
+        pytest.skip("the system does not tell a process's children")
+    (pid,) = [pid for pid in children.read_text().split() if "listener" in Path(f"/proc/{pid}/cmdline").read_text()]
+    slow = []
+    for _ in range(100):
+        client = socket.create_connection(("127.0.0.1", port))
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+        slow.append(client)
+    wait_until(lambda: _threads(pid) <= 20, what="no more threads than clients at a time")
+    assert ask(port)[0] == 200
+    closed = [client for client in slow if _is_closed(client)]
+    assert len(closed) >= 80
+    for client in slow:
+        client.close()
+    wait_until(lambda: _threads(pid) <= 3, what="its threads ended")
+
+
+def test_a_client_that_never_ends_its_request_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "TO_ASK", 0.2)
+    server = listener.Server(("127.0.0.1", 0), listener.Handler)
+    serving = threading.Thread(target=server.serve_forever, args=(0.02,))
+    serving.start()
+    try:
+        client = socket.create_connection(server.server_address[:2])
+        client.sendall(b"GET /metrics HTTP/1.1\r\n")
+
+        def drips() -> bool:
+            """One header after the other, each in time."""
+            try:
+                client.sendall(b"X: y\r\n")
+            except OSError:
+                return False
+            return not _is_closed(client)
+
+        wait_until(lambda: not drips(), seconds=5, what="hung up on")
+        client.close()
+    finally:
+        server.shutdown()
+        serving.join()
+        server.server_close()
+
+
+def _threads(pid: str) -> int:
+    return len(list(Path(f"/proc/{pid}/task").iterdir()))
+
+
+def _is_closed(client: socket.socket) -> bool:
+    client.settimeout(0.001)
+    try:
+        return client.recv(1) == b""
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
 def test_nothing_listens_unasked(runtime: Any, project: Any) -> None:
     running = runtime(environment=project(settings="\nINSTALLED_APPS = [*INSTALLED_APPS, 'dj_queue_prometheus']\n"))
     enqueue(1)
@@ -367,3 +428,20 @@ def test_a_wrong_setting_does_not_keep_the_queue_from_running(listening: Callabl
     assert running.stop() == 0
     assert "hook:supervisor.start" in running.output
     assert "expected a whole number from 0 to 65535" in running.output
+
+
+@pytest.mark.parametrize(
+    ("setting", "token", "warned"),
+    [
+        (None, None, False),
+        ({"address": "0.0.0.0"}, None, False),
+        ({"port": 9000}, None, False),
+        ({"port": 9000, "address": "::1"}, None, False),
+        ({"port": 9000, "address": "0.0.0.0"}, None, True),
+        ({"port": 9000, "address": "::"}, None, True),
+        ({"port": 9000, "address": "0.0.0.0"}, "secret", False),
+    ],
+)
+def test_deploying_an_open_address_is_warned_of(settings: Any, setting: Any, token: Any, warned: bool) -> None:
+    settings.DJ_QUEUE_PROMETHEUS, settings.DJ_QUEUE_OBSERVABILITY_TOKEN = setting, token
+    assert [warning.id for warning in check_open_address()] == ["dj_queue_prometheus.W001"] * warned

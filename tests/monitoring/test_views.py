@@ -1,21 +1,29 @@
 """`dj_queue.urls` as a monitor sees it."""
 
+import io
 import json
 import socket
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import call_command
 from django.db import connection
 from django.test import Client
+from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
 from django.utils import timezone
 
-from dj_queue import checks
+from dj_queue import checks, glances
 from dj_queue.api import QueueInfo, schedule_recurring_task
 from dj_queue.models import Process, ReadyExecution
+from dj_queue.operations import observation
+from tests.conftest import wait_until
 from tests.project.tasks import add, one_per_key
 
 pytestmark = pytest.mark.django_db(transaction=True)
@@ -124,6 +132,117 @@ def test_without_a_token_everything_is_open(web: Client, settings: Any, token: s
     settings.DJ_QUEUE_OBSERVABILITY_TOKEN = token
     assert get(web, "stats.json").status_code == 200
     assert checks.check_observability_token() == []
+
+
+@pytest.mark.parametrize("token", [" ", "secret ", "\tsecret", "secret\n", "\N{NO-BREAK SPACE}secret"])
+def test_a_token_with_blanks_at_its_ends(web: Client, settings: Any, token: str) -> None:
+    settings.DJ_QUEUE_OBSERVABILITY_TOKEN = token
+    with pytest.raises(ImproperlyConfigured, match="without blanks or line breaks at its ends") as refused:
+        get(web, "stats.json")
+    assert "secret" not in str(refused.value)
+    assert [error.id for error in checks.check_observability_token()] == ["dj_queue.E005"]
+
+
+@pytest.mark.parametrize(
+    ("urls", "token", "warned"),
+    [
+        ("tests.monitoring.urls", None, True),
+        ("tests.monitoring.urls", "", True),
+        ("tests.monitoring.urls", "secret", False),
+        ("tests.urls", None, False),
+    ],
+)
+def test_deploying_open_addresses_is_warned_of(settings: Any, urls: str, token: Any, warned: bool) -> None:
+    settings.ROOT_URLCONF, settings.DJ_QUEUE_OBSERVABILITY_TOKEN = urls, token
+    assert [warning.id for warning in checks.deployed_openly()] == ["dj_queue.W010"] * warned
+    text = io.StringIO()
+    call_command("check", deploy=True, stdout=text, stderr=text)
+    assert ("dj_queue.W010" in text.getvalue()) is warned
+    text = io.StringIO()
+    call_command("check", stdout=text, stderr=text)
+    assert "dj_queue.W010" not in text.getvalue()
+
+
+# ---- what a look costs ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Which looks were taken at the backends, each of which finds as many semaphores as there were looks."""
+    taken: list[int] = []
+
+    def observe_all(configs: Any) -> list[Any]:
+        taken.append(len(configs))
+        return observation.observe_all(configs)
+
+    monkeypatch.setattr(glances, "observe_all", observe_all)
+    monkeypatch.setattr(glances, "_glances", glances.Glances())
+    return taken
+
+
+@pytest.mark.parametrize("path", ["stats.json", "metrics"])
+def test_a_long_look_is_kept_for_a_second_where_all_may_look(
+    web: Client, settings: Any, looks: list[int], monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    monkeypatch.setattr(glances, "LONG", -1.0)
+    monkeypatch.setattr(glances, "KEPT", 60.0)
+    first = get(web, path)
+    add.enqueue(1, 2)
+    second = get(web, path)
+    assert (len(looks), second.content) == (1, first.content)
+    settings.DJ_QUEUE_OBSERVABILITY_TOKEN = "secret"
+    assert get(web, path, Authorization="Bearer secret").content != first.content
+    assert len(looks) == 2
+
+
+def test_a_kept_look_is_of_the_same_backends(
+    web: Client, settings: Any, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(glances, "LONG", -1.0)
+    get(web, "stats.json")
+    settings.TASKS = {**settings.TASKS, "mail": settings.TASKS["default"]}
+    assert [each["backend_alias"] for each in get(web, "stats.json").json()["backends"]] == ["default", "mail"]
+
+
+def test_those_who_ask_at_the_same_time_share_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    looks: list[int] = []
+    arrived: list[float] = []
+
+    def observe_all(configs: Any) -> list[Any]:
+        looks.append(len(looks))
+        began.set()
+        assert go_on.wait(20)
+        return []
+
+    def monotonic() -> float:
+        # Who waits for a look has asked for the time; who looks does so again.
+        arrived.append(real())
+        return arrived[-1]
+
+    real = time.monotonic
+    monkeypatch.setattr(glances, "observe_all", observe_all)
+    monkeypatch.setattr(glances, "time", SimpleNamespace(monotonic=monotonic))
+    shared = glances.Glances()
+    askers = [threading.Thread(target=shared.look) for _ in range(8)]
+    askers[0].start()
+    assert began.wait(20)
+    for asker in askers[1:]:
+        asker.start()
+    wait_until(lambda: len(arrived) >= 9, what="all of them waiting: each has asked once, the first twice")
+    go_on.set()
+    for asker in askers:
+        asker.join(20)
+    assert len(looks) == 2  # the one that was under way began too early for the seven others
+
+
+def test_a_backend_that_is_named_again_is_not_looked_at_again(web: Client) -> None:
+    alive()
+    with CaptureQueriesContext(connection) as once:
+        assert get(web, "health/ready?backend=default&queue=a").status_code == 200
+    with CaptureQueriesContext(connection) as often:
+        assert get(web, "health/ready?queue=a&" + "&".join(["backend=default"] * 50)).status_code == 200
+    assert len(often) == len(once)
 
 
 def test_live_needs_no_token(web: Client, settings: Any) -> None:

@@ -4,7 +4,7 @@
     dj_queue.E002  A queue lives on another database than "default", and no router sends it there.
     dj_queue.E003  An installed dj-queue distribution owns the same files as dj-queue-core.
     dj_queue.E004  A queue's database is none that dj-queue can use, or lacks its driver.
-    dj_queue.E005  The token that protects `dj_queue.urls` is not a text.
+    dj_queue.E005  The token that protects `dj_queue.urls` is not a text, or has blanks at its ends.
     dj_queue.E006  A queue's database has the tables of dj-queue 0.6.
     dj_queue.W001  A queue lives on SQLite without the settings that keep writers from failing.
     dj_queue.W002  An earlier router answers for dj-queue's tables.
@@ -15,6 +15,7 @@
     dj_queue.W007  The app is installed, and no alias of TASKS is dj-queue's.
     dj_queue.W008  A recurring task of the settings cannot be imported.
     dj_queue.W009  Each tenant's schema has queue tables of its own, where no worker looks.
+    dj_queue.W010  The addresses of `dj_queue.urls` are open to everybody. With `--deploy` alone.
 
 `manage.py check --tag dj_queue` runs these alone. E006 and W003 open a connection, so a plain `manage.py check` leaves
 them out: they come with `--database default`, and before `migrate`.
@@ -31,9 +32,11 @@ from django.core import checks
 from django.core.checks import CheckMessage
 from django.core.exceptions import ImproperlyConfigured
 from django.db import DEFAULT_DB_ALIAS, Error, router
+from django.urls import get_resolver
 
 from dj_queue.config import (
     BACKEND_PATH,
+    TOKEN_SETTING,
     BackendConfig,
     database_aliases,
     flat_file,
@@ -74,6 +77,7 @@ def register() -> None:
         check_recurring_tasks,
     ):
         checks.register(check, TAG)
+    checks.register(deployed_openly, TAG, checks.Tags.security, deploy=True)
     checks.register(check_predecessor, TAG, checks.Tags.database)
     checks.register(check_connections, TAG, checks.Tags.database)
 
@@ -312,6 +316,33 @@ def check_observability_token(app_configs: object = None, **kwargs: Any) -> list
         hint = "Until then, stats.json, metrics and health/ready raise this error."
         return [checks.Error(str(error), hint=hint, id="dj_queue.E005")]
     return []
+
+
+def deployed_openly(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]:
+    with suppress(ImproperlyConfigured):  # which E005 tells
+        if observability_token() is None and _is_routed():
+            return [
+                checks.Warning(
+                    "stats.json, metrics and health/ready of dj_queue.urls are open to everybody who reaches this site:"
+                    " they tell of queues, tasks, hosts and concurrency keys.",
+                    hint=f"Set {TOKEN_SETTING}, or let the network keep others out, and silence dj_queue.W010.",
+                    id="dj_queue.W010",
+                )
+            ]
+    return []
+
+
+def _is_routed() -> bool:
+    """Whether the site's addresses include ours."""
+    if not getattr(settings, "ROOT_URLCONF", None):
+        return False
+    stack: list[Any] = [get_resolver()]
+    while stack:
+        resolver = stack.pop()
+        if getattr(resolver, "app_name", None) == "dj_queue":
+            return True
+        stack += [each for each in resolver.url_patterns if hasattr(each, "url_patterns")]
+    return False
 
 
 def _missing_on_sqlite(database: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.csrf import csrf_exempt
 
+from dj_queue import glances
 from dj_queue.config import backend_config, managed_aliases, observability_token
 from dj_queue.models import STATES, Process
 from dj_queue.operations import observation
@@ -89,7 +90,7 @@ def unavailable(aliases: list[Unavailable]) -> str:
 @guarded
 def stats(request: HttpRequest) -> HttpResponse:
     """All of dj-queue's aliases. 503 if one of them is not available; the others are in the answer."""
-    found = observation.observe_all([backend_config(alias) for alias in managed_aliases()])
+    found = glances.look()
     seen = [each for each in found if isinstance(each, Observation)]
     lost = [each for each in found if isinstance(each, Unavailable)]
     answer: dict[str, Any] = {"backends": [_backend(each) for each in seen]}
@@ -170,8 +171,8 @@ def _thresholds(query: QueryDict) -> dict[str, Any]:
         if alias not in managed:
             raise ValueError(f"backend {alias!r} is none of dj-queue's: {', '.join(managed) or 'there are none'}.")
     return {
-        "backend": query.getlist("backend") or list(managed),
-        "queues": query.getlist("queue"),
+        "backend": list(dict.fromkeys(query.getlist("backend"))) or list(managed),
+        "queues": frozenset(query.getlist("queue")),
         "kind": _kind(query),
         "host": _host(query),
         "max_age": _number(query, "max_age", float, 3_153_600_000),
@@ -217,7 +218,7 @@ def _number[T: (int, float)](query: QueryDict, name: str, kind: type[T], most: i
 def _problems(
     seen: Observation,
     *,
-    queues: list[str],
+    queues: frozenset[str],
     kind: str | None,
     host: str | None,
     max_age: float | None,

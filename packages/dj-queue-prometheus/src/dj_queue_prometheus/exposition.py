@@ -9,16 +9,16 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from dj_queue import views
+from dj_queue import glances, views
 from dj_queue.operations.observation import Observation, Unavailable
-from dj_queue_prometheus.collector import families, observations
+from dj_queue_prometheus.collector import families
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def metrics(request: HttpRequest) -> HttpResponse:
     """What is there to see; 503 if no backend can be read."""
-    found = observations()
+    found = glances.look()
     lost = [each for each in found if isinstance(each, Unavailable)]
     if lost and len(lost) == len(found):
         return views.text(views.unavailable(lost), 503)

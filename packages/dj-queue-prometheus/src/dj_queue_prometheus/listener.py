@@ -15,6 +15,7 @@ import socket
 import struct
 import sys
 import threading
+import time
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -26,14 +27,23 @@ from prometheus_client.multiprocess import MultiProcessCollector
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
+# Clients at a time: a scrape takes milliseconds. For one more, the one that was there first has to go.
+MOST_CLIENTS = 16
+# Seconds for a whole request, and then for its answer.
+TO_ASK = 10.0
+TO_READ = 30.0
+
+
 class Handler(BaseHTTPRequestHandler):
     server_version = "dj-queue"
     sys_version = ""
     timeout = 10  # seconds for a client that sends nothing
+    server: Server
     folder: str
     token: str | None = None
 
     def do_GET(self) -> None:
+        self.server.asked(self.connection)
         if self.path.partition("?")[0] != "/metrics":
             self._answer(404, b"not found: use /metrics\n")
         elif self.token is not None and not self._has_token(self.token):
@@ -65,12 +75,53 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
+    """So many clients at a time, each for so long, however slowly it sends or reads."""
+
     daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lock = threading.Lock()
+        # Until when on the monotonic clock, in the order in which they came.
+        self._clients: dict[socket.socket, float] = {}
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        with self._lock:
+            if len(self._clients) >= MOST_CLIENTS:
+                _hang_up(next(iter(self._clients)))
+                self._clients.pop(next(iter(self._clients)))
+            self._clients[request] = time.monotonic() + TO_ASK
+        super().process_request(request, client_address)
+
+    def asked(self, client: socket.socket) -> None:
+        with self._lock:
+            if client in self._clients:
+                self._clients[client] = time.monotonic() + TO_READ
+
+    def shutdown_request(self, request: Any) -> None:
+        with self._lock:
+            self._clients.pop(request, None)
+        super().shutdown_request(request)
+
+    def service_actions(self) -> None:
+        """Every half a second or so: end those whose time is up."""
+        now = time.monotonic()
+        with self._lock:
+            for client in [client for client, until in self._clients.items() if until < now]:
+                _hang_up(client)
+                del self._clients[client]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A client that goes away in between is no news either."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)
+
+
+def _hang_up(client: socket.socket) -> None:
+    """Its thread, which waits for it, then ends by itself."""
+    with suppress(OSError):
+        client.shutdown(socket.SHUT_RDWR)
 
 
 def main() -> None:

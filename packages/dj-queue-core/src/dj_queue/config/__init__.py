@@ -34,12 +34,13 @@ from dj_queue.config.model import (
     SchedulerConfig,
     WorkerConfig,
 )
-from dj_queue.config.monitoring import observability_token
+from dj_queue.config.monitoring import TOKEN_SETTING, observability_token
 from dj_queue.config.recurring import read_recurring_task, schedule_mistake
 from dj_queue.config.sources import BACKEND_PATH, managed_aliases, usual_alias
 
 __all__ = [
     "BACKEND_PATH",
+    "TOKEN_SETTING",
     "BackendConfig",
     "DispatcherConfig",
     "Overrides",
