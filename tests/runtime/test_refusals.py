@@ -248,7 +248,9 @@ class TestWorker:
         (mine,) = claim()
         assert mine.claim.payload.replace(" ", "") == '{"args":[2,2],"kwargs":{}}'
         assert states() == {"claimed": 2}
-        assert "ready and claimed at the same time" in caplog.text
+        (said,) = [each.getMessage() for each in caplog.records if "ready and claimed" in each.getMessage()]
+        assert str(Job.objects.order_by("pk")[0].pk) in said
+        assert said.endswith("Look for what else writes into the queue's tables.")
 
     def test_a_claim_that_is_refused_ends_no_worker(self, monkeypatch: Any, caplog: Any) -> None:
         worker = Worker(backend_config(), WorkerConfig(threads=1, polling_interval=0.01), "worker-1")
@@ -296,7 +298,7 @@ class TestDispatcher:
         ReadyExecution.objects.create(job_id=ids[4])  # as another version, or SQL, may have left it
         assert jobs.promote_scheduled_jobs(batch_size=100) == 10
         assert states() == {"ready": 10}
-        assert "could not be promoted" in caplog.text
+        assert f"the scheduled job {ids[4]} of 'default' was due and could not be promoted, and goes on" in caplog.text
 
     def test_a_due_job_that_is_refused_fails(self, monkeypatch: Any) -> None:
         at = timezone.now() + timezone.timedelta(hours=1)

@@ -55,7 +55,7 @@ def _deliver(event: str, fields: dict[str, object]) -> None:
         try:
             callouts.call(subscriber, event, fields)
         except BaseException:  # what is told has happened: nobody who hears of it may undo that, by exiting neither
-            logger.exception("dj_queue: a subscriber of %s failed", event)
+            logger.exception("dj_queue: a subscriber of %s failed. It must raise nothing.", event)
 
 
 def heard(*names: str) -> bool:

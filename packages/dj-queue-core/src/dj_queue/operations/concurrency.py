@@ -76,11 +76,14 @@ def limit_of(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any], *, d
     if isinstance(duration, bool) or not isinstance(duration, int | float) or not 0 < duration <= _LONGEST_DURATION:
         raise EnqueueError(
             f"{path}: concurrency_duration must be a positive number of seconds, at most 100 years, got {duration!r}."
+            " Set it beside the key."
         )
     on_conflict = _option(task, "on_conflict")
     on_conflict = BLOCK if on_conflict is None else on_conflict
     if on_conflict not in (BLOCK, DISCARD):
-        raise EnqueueError(f"{path}: on_conflict must be 'block' or 'discard', got {on_conflict!r}.")
+        raise EnqueueError(
+            f"{path}: on_conflict must be 'block' or 'discard', got {on_conflict!r}. Set it beside the key."
+        )
     return Limit(_resolve(task, key, args, kwargs), limit, float(duration), on_conflict)
 
 
@@ -214,10 +217,13 @@ def _resolve(
     if not isinstance(resolved, str) or not 0 < len(resolved) <= _LONGEST_KEY:
         shown = _short(repr(resolved[:80] if isinstance(resolved, str) else resolved), 80)
         raise EnqueueError(
-            f"{path}: concurrency_key must resolve to text of 1 to {_LONGEST_KEY} characters, got {shown}."
+            f"{path}: concurrency_key must resolve to text of 1 to {_LONGEST_KEY} characters, got {shown}. Make it"
+            " of ids."
         )
     if storable(resolved) != resolved:
-        raise EnqueueError(f"{path}: concurrency_key must resolve to text without NUL and lone surrogates.")
+        raise EnqueueError(
+            f"{path}: concurrency_key must resolve to text without NUL and lone surrogates. Make it of ids."
+        )
     return resolved
 
 
@@ -232,7 +238,8 @@ def _bind(task: AnyTask, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict
         bound = signature.bind(*context, *args, **kwargs)
     except TypeError as error:
         raise ArgumentsError(
-            f"{task.module_path} cannot be enqueued with these arguments: {_short(str(error))}."
+            f"{task.module_path} cannot be enqueued with these arguments: {_short(str(error))}. Call it with those that"
+            " its function takes."
         ) from error
     bound.apply_defaults()
     arguments = dict(bound.arguments)

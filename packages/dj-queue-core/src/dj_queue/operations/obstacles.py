@@ -17,6 +17,7 @@ from dj_queue.serialization import describe
 logger = logging.getLogger("dj_queue")
 
 _MOST = 500
+_SHOWN = 20
 
 
 def can_be_treated(config: BackendConfig, refusal: Exception) -> bool:
@@ -31,17 +32,21 @@ def drop_ready_doubles(config: BackendConfig) -> int:
     """Drop ready rows of jobs that are claimed at the same time; return how many. The claim decides."""
     claimed = ClaimedExecution.objects.filter(job_id=OuterRef("job_id"))
 
-    def drop(*_: object) -> int:
+    def drop(*_: object) -> list[str]:
         rows = ReadyExecution.objects.using(config.database_alias).filter(Exists(claimed), backend_alias=config.alias)
-        doubled = list(rows.values_list("pk", flat=True)[:_MOST])
-        return rows.model.objects.using(config.database_alias).filter(pk__in=doubled).delete()[0] if doubled else 0
+        doubled = dict(rows.values_list("pk", "job_id")[:_MOST])
+        rows.model.objects.using(config.database_alias).filter(pk__in=list(doubled)).delete()
+        return [str(job_id) for job_id in doubled.values()]
 
     dropped = transactions.run(config.database_alias, drop)
     if dropped:
         logger.error(
-            "dj_queue: %s jobs were ready and claimed at the same time: their ready rows were dropped", dropped
+            "dj_queue: jobs of %r were ready and claimed at the same time, and their ready rows were dropped: %s."
+            " Look for what else writes into the queue's tables.",
+            config.alias,
+            ", ".join(dropped[:_SHOWN]) + (f" and {len(dropped) - _SHOWN} more" if len(dropped) > _SHOWN else ""),
         )
-    return dropped
+    return len(dropped)
 
 
 def set_first_due_aside(config: BackendConfig, refusal: Exception) -> bool:
@@ -50,21 +55,32 @@ def set_first_due_aside(config: BackendConfig, refusal: Exception) -> bool:
     rows = ScheduledExecution.objects.using(using).filter(backend_alias=config.alias)
     due = rows.filter(scheduled_at__lte=dialect_for(using).clock()).order_by("scheduled_at", "-priority", "id")
 
-    def treat(dialect: Dialect, cursor: CursorWrapper) -> bool:
-        pk = due.values_list("pk", flat=True).first()
-        if pk is None:
-            return False
+    def treat(dialect: Dialect, cursor: CursorWrapper) -> tuple[object, bool] | None:
+        found = due.values_list("pk", "job_id").first()
+        if found is None:
+            return None
+        pk, job_id = found
         others = (ReadyExecution, ClaimedExecution, BlockedExecution, FailedExecution)
-        doubled = Q()
+        is_elsewhere = Q()
         for model in others:
-            doubled |= Q(Exists(model._default_manager.filter(job_id=OuterRef("job_id"))))
-        if not rows.filter(doubled, pk=pk).exists():
+            is_elsewhere |= Q(Exists(model._default_manager.filter(job_id=OuterRef("job_id"))))
+        doubled = rows.filter(is_elsewhere, pk=pk).exists()
+        if not doubled:
             dialect.fail_row(cursor, "dj_queue_scheduled_executions", pk, describe(refusal))
         # Not the ORM's delete: it would read the row.
         cursor.execute("DELETE FROM dj_queue_scheduled_executions WHERE id = %s", [pk])
-        return True
+        return job_id, doubled
 
     treated = transactions.run(using, treat)
-    if treated:
-        logger.error("dj_queue: a scheduled job that was due could not be promoted, and has failed: %s", refusal)
-    return treated
+    if treated is None:
+        return False
+    job_id, doubled = treated
+    logger.error(
+        "dj_queue: the scheduled job %s of %r was due and could not be promoted, and %s: %s. %s",
+        job_id,
+        config.alias,
+        "goes on in the other state that it has" if doubled else "has failed",
+        refusal,
+        "Look for what else writes into the queue's tables." if doubled else "Mend that, and retry or discard it.",
+    )
+    return True

@@ -73,7 +73,10 @@ def schedule(
             readable_ones = [found.get()]
         row = readable_ones[0] if readable_ones else None
         if row is None and lost:
-            raise ValidationError(f"The recurring task {key!r} is configured in the settings, and cannot be read.")
+            raise ValidationError(
+                f"The recurring task {key!r} is configured in the settings, and its row cannot be read. A"
+                " scheduler with those settings writes it anew."
+            )
         if row is not None and row.static:
             raise ValidationError(
                 f"The recurring task {key!r} is configured in the settings, and can be changed only there."
@@ -145,7 +148,9 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
     except IntegrityError as error:
         if not _ticks(config, task).filter(run_at=as_stored(run_at)).exists():
             raise  # of another kind: the tick is still to come
-        raise AlreadyRecorded(f"{task.key} at {run_at.isoformat()}") from error
+        raise AlreadyRecorded(
+            f"the tick of the recurring task {task.key!r} at {run_at.isoformat()} was enqueued before"
+        ) from error
     jobs.tell(result)
     return result
 

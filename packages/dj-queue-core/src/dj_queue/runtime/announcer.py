@@ -42,7 +42,11 @@ class Announcer:
         with self._lock:
             if len(self._calls) >= _MOST_WAITING:
                 if not self._dropping:
-                    logger.error("dj_queue %s: a receiver does not return, and what follows is not told", self._name)
+                    logger.error(
+                        "dj_queue %s: a receiver does not return, and what follows is not told. Let receivers of"
+                        " task_finished, subscribers and on_thread_error return.",
+                        self._name,
+                    )
                 self._dropping = True
                 return
             self._dropping = False
@@ -54,7 +58,12 @@ class Announcer:
             try:
                 thread.start()
             except RuntimeError as error:  # there can be no more threads: with the next call, perhaps
-                logger.error("dj_queue %s: receivers hear nothing until a thread can start: %s", self._name, error)
+                logger.error(
+                    "dj_queue %s: receivers hear nothing until a thread can start: %s. Raise the limit of threads"
+                    " or memory.",
+                    self._name,
+                    error,
+                )
             else:
                 self._thread = thread
 
@@ -65,7 +74,8 @@ class Announcer:
             thread.join(max(0.0, until - time.monotonic()))
             if thread.is_alive():
                 logger.error(
-                    "dj_queue %s: a receiver or callback did not return in time, and %s more were not called",
+                    "dj_queue %s: a receiver or callback did not return in time, and %s more were not called. Let them"
+                    " return within shutdown_timeout.",
                     self._name,
                     len(self._calls),
                 )

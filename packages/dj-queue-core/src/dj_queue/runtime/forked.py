@@ -67,7 +67,13 @@ class ForkSupervisor(Supervisor):
                 self._killed.discard(pid)
                 plan = self._children.pop(pid)
                 if plan.end is not End.DRAINED and not self._stopping:
-                    logger.error("dj_queue %s (process %s) ended: %s", plan.name, pid, how)
+                    logger.error(
+                        "dj_queue %s (process %s) ended: %s. It is replaced; jobs that it had started, if it was a"
+                        " worker, fail with ProcessExitError: look at what they do.",
+                        plan.name,
+                        pid,
+                        how,
+                    )
                 ended.append(Ended(plan, plan.end))
         return ended
 
@@ -76,7 +82,13 @@ class ForkSupervisor(Supervisor):
             if pid not in self._killed and self._hangs(plan):
                 self._killed.add(pid)
                 state = "has not registered in time" if plan.board.process_id is None else "does not answer any more"
-                logger.error("dj_queue %s (process %s) %s: it is killed and replaced", plan.name, pid, state)
+                logger.error(
+                    "dj_queue %s (process %s) %s: it is killed and replaced. Look at what it did: a call that lets"
+                    " no other thread run, or a process that was stopped.",
+                    plan.name,
+                    pid,
+                    state,
+                )
                 self._signal(pid, signal.SIGKILL)
 
     def _stop_runners(self) -> None:
@@ -92,7 +104,13 @@ class ForkSupervisor(Supervisor):
             if plan.board.end is not None:  # just in time
                 self._unsettled.append(Ended(plan, plan.end))
                 continue
-            logger.error("dj_queue %s (process %s) did not stop in time and was killed", plan.name, pid)
+            logger.error(
+                "dj_queue %s (process %s) did not stop in time and was killed. Raise shutdown_timeout (%g s) if what it"
+                " runs is to finish.",
+                plan.name,
+                pid,
+                self.config.shutdown_timeout,
+            )
             self._unsettled.append(Ended(plan, self._cut_short))
         self._children = {}
 

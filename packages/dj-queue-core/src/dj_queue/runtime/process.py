@@ -188,7 +188,13 @@ class Runner(ABC):
 
     def lapse(self) -> None:
         """Let go: the lease is over, and others will settle what this runner has claimed."""
-        logger.error("dj_queue %s lost touch with the database, or was pruned: it lets go of its jobs", self.name)
+        logger.error(
+            "dj_queue %s lost touch with the database, or was pruned: it lets go of its jobs. Look for what kept"
+            " it from a heartbeat for %g seconds (process_alive_threshold): the database, the host, or a task that"
+            " lets no other thread run.",
+            self.name,
+            self.config.process_alive_threshold,
+        )
         if self.parent is not None:
             # What its threads run can be ended only with the process.
             self.board.end = End.LAPSED

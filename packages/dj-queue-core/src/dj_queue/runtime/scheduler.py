@@ -142,7 +142,13 @@ class Scheduler(Runner):
     def _fire(self, task: RecurringTask, due: datetime, since: datetime, now: datetime) -> None:
         if now - due > recurring.missed_after(self.config) and not recurring.catches_up(self.config, task):
             if not recurring.was_recorded(self.config, task, due, until=now):
-                logger.warning("dj_queue %s: skipped %s, missed at %s: its catch_up is none", self.name, task.key, due)
+                logger.warning(
+                    "dj_queue %s: skipped %s, missed at %s: its catch_up is none. Set it to 'latest' if such a"
+                    " tick is to be made up for.",
+                    self.name,
+                    task.key,
+                    due,
+                )
             return
         try:
             recurring.enqueue_tick(self.config, task, due)

@@ -392,7 +392,13 @@ class Supervisor(ABC):
 
     def _beat(self) -> None:
         if self.process_id is None or not processes.heartbeat(self.config, self.process_id):
-            logger.warning("dj_queue %s: its process row was gone, registering again", self.name)
+            logger.warning(
+                "dj_queue %s: its process row was gone, registering again. If nobody has deleted it, another"
+                " supervisor has pruned it: look for what kept it from a heartbeat for %g seconds"
+                " (process_alive_threshold).",
+                self.name,
+                self.config.process_alive_threshold,
+            )
             self._register()
         # Its own runners are looked after without their rows, and only once they have ended for certain.
         own = (self.process_id, *(plan.board.process_id for plan in self._plans))

@@ -52,7 +52,11 @@ class AsyncSupervisor(Supervisor):
         """A thread cannot be ended: it is given up, with what it claimed, and another takes its place."""
         for plan, (runner, _) in list(self._threads.items()):
             if self._hangs(plan):
-                logger.error("dj_queue %s does not answer any more: it is given up and replaced", plan.name)
+                logger.error(
+                    "dj_queue %s does not answer any more: it is given up and replaced, and the jobs that it had"
+                    " started fail. Look at what they do in its thread.",
+                    plan.name,
+                )
                 runner.lease.end()
                 runner.request_stop(hurry=True)
                 del self._threads[plan]
@@ -66,7 +70,11 @@ class AsyncSupervisor(Supervisor):
             while thread.is_alive() and time.monotonic() < self._stop_by:
                 thread.join(0.02)
             if thread.is_alive():
-                logger.error("dj_queue %s did not stop in time", plan.name)
+                logger.error(
+                    "dj_queue %s did not stop in time. Raise shutdown_timeout (%g s) if what it runs is to finish.",
+                    plan.name,
+                    self.config.shutdown_timeout,
+                )
                 self._unsettled.append(Ended(plan, self._cut_short))
         self._unsettled += self._ended()
         if self.standalone:
