@@ -39,6 +39,8 @@ def test_the_addresses_in_the_metadata(name: str) -> None:
         "Homepage": REPOSITORY,
         "Repository": REPOSITORY,
         "Issues": f"{REPOSITORY}/issues",
+        "Documentation": f"{REPOSITORY}/tree/main/docs",
+        "Changelog": f"{REPOSITORY}/blob/main/CHANGELOG.md",
     }
 
 

@@ -176,6 +176,8 @@ def test_metadata(name: str) -> None:
         f"Homepage, {repository}",
         f"Repository, {repository}",
         f"Issues, {repository}/issues",
+        f"Documentation, {repository}/tree/main/docs",
+        f"Changelog, {repository}/blob/main/CHANGELOG.md",
     }
     classifiers = found.get_all("Classifier") or []
     for needed in ("Framework :: Django :: 6.0", "Framework :: Django :: 6.1", "Typing :: Typed"):
