@@ -23,7 +23,7 @@ from django.db import Error, connections
 from dj_queue import hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
 from dj_queue.models import Process
-from dj_queue.operations import processes, recovery, transactions
+from dj_queue.operations import draining, processes, recovery, transactions
 from dj_queue.runtime import host, session, signals
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.announcer import Announcer
@@ -45,6 +45,9 @@ GRACE = 2.0
 _GAP = 1.0
 # Seconds beyond its lease, at least, in which a runner that runs at all has ended by itself.
 _SLACK = 1.0
+
+# Seconds between two looks whether anything is left to do.
+_DRAIN_LOOK = 0.25
 
 # How many ended runners are remembered, for claims of theirs that commit late.
 _REMEMBERED = 1000
@@ -84,6 +87,7 @@ class Supervisor(ABC):
         self.process_id: int | None = None
         self.say: Callable[[str], object] = lambda line: None  # also says that it has started, and stopped
         self._started = False
+        self.until_drained = False  # `run()` then ends by itself once there is nothing to do
         self.unfinished = False  # whether a stop left work to give back
         self._plans = plans(config)
         self._waiting: list[Plan] = []  # for their start
@@ -102,6 +106,7 @@ class Supervisor(ABC):
         self._in_hooks = False
         self._failures = 0
         self._next_beat = 0.0
+        self._next_look = 0.0  # whether all is drained
         self._next_settlement = 0.0
         self._settle_by = math.inf
 
@@ -201,7 +206,7 @@ class Supervisor(ABC):
             self._say(f"dj_queue {self.name} of backend {self.config.alias!r} has stopped: {ended}.")
 
     def run(self, *, heed_interrupts: bool = True) -> End:
-        """Run until SIGTERM or SIGINT; return whether all work was brought to an end. `leave()` comes next.
+        """Run until SIGTERM or SIGINT, or `until_drained`; return whether all work was ended. `leave()` comes next.
 
         Without `heed_interrupts`, SIGINT is ignored: somebody else hears it, too, and passes it on.
         Raises `RuntimeError` if the pidfile names a living process.
@@ -221,6 +226,8 @@ class Supervisor(ABC):
                 self.start()
                 while not self._stopping:
                     self.poll_once()
+                    if self.until_drained and self._is_drained():
+                        break
                     self._wakeup.wait(self.polling_interval)
             finally:
                 self.stop()
@@ -230,6 +237,14 @@ class Supervisor(ABC):
     def leave(self, end: End) -> NoReturn:
         """End the process, as `run()` ended."""
         raise SystemExit(int(end))
+
+    def _is_drained(self) -> bool:
+        if time.monotonic() < self._next_look:
+            return False
+        self._next_look = time.monotonic() + _DRAIN_LOOK
+        found: list[bool] = []
+        self._on_database(lambda: found.append(draining.is_drained(self.config)))
+        return found == [True]
 
     def _say(self, line: str) -> None:
         logger.info(line)

@@ -30,6 +30,9 @@ class Command(BaseCommand):
         parser.add_argument("--only-work", action="store_true", help="start workers alone")
         parser.add_argument("--only-dispatch", action="store_true", help="start dispatchers alone")
         parser.add_argument("--skip-recurring", action="store_true", default=None, help="start no scheduler")
+        parser.add_argument(
+            "--drain", action="store_true", help="end once no job is due, running, or ready in queues that are worked"
+        )
         parser.add_argument("--reload", action="store_true", help="start again when code changes, for development")
         parser.add_argument("--reloaded", action="store_true", help=SUPPRESS)
         parser.add_argument(
@@ -50,6 +53,8 @@ class Command(BaseCommand):
         from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
         from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
 
+        if options["reload"] and options["drain"]:
+            raise CommandError("--drain ends by itself, and --reload never does: give one of them.")
         if options["reload"]:
             reload.run("--reload", instead="--reloaded")
             return
@@ -65,6 +70,7 @@ class Command(BaseCommand):
             self.stderr.write(f"{shortage.message} {shortage.hint}")
         supervisor = {"fork": ForkSupervisor, "async": AsyncSupervisor}[config.mode](config)
         supervisor.say = self.stdout.write
+        supervisor.until_drained = options["drain"]
         with _refusing():
             end = supervisor.run(heed_interrupts=not options["reloaded"])
         if end is not End.DRAINED:
