@@ -16,29 +16,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
 from dj_queue.config.mistakes import Mistakes, Place
+from dj_queue.key_masks import SENSITIVE
 
 SETTING = "DJ_QUEUE_ADMIN"
 
-REDACT = (
-    "password",
-    "pwd",
-    "passwd",
-    "passphrase",
-    "secret",
-    "token",
-    "api_key",
-    "access_key",
-    "private_key",
-    "authorization",
-    "credential",
-    "cookie",
-    "csrf",
-    "session",
-    "card_number",
-    "otp",
-    "dsn",
-    "cvv",
-)
+REDACT = SENSITIVE
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import Final
 from urllib.parse import quote, quote_plus
 
-HIDDEN: Final = "••••••"
+from dj_queue.key_masks import HIDDEN
+
+__all__ = ["HIDDEN", "Secrets"]
 
 # Shorter values are hidden only where they stand alone: a card's number of three digits is a part of many words.
 _ALONE_BELOW = 4

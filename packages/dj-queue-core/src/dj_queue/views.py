@@ -19,7 +19,7 @@ from django.http import HttpRequest, HttpResponse, JsonResponse, QueryDict
 from django.utils.crypto import constant_time_compare
 from django.views.decorators.csrf import csrf_exempt
 
-from dj_queue import glances
+from dj_queue import glances, key_masks
 from dj_queue.config import backend_config, managed_aliases, observability_token
 from dj_queue.models import STATES, Process
 from dj_queue.operations import observation
@@ -137,7 +137,8 @@ def _backend(seen: Observation) -> dict[str, Any]:
         "queues": [_queue(each) for each in seen.queues],
         "runner_metrics": runner_metrics(seen.processes),
         "recurring": [asdict(each) for each in seen.recurring],
-        "semaphores": [asdict(each) for each in seen.semaphores],
+        # Who reads this may be anybody: the arguments that a key was made of are not for all eyes.
+        "semaphores": [{**asdict(each), "key": key_masks.masked(each.key)} for each in seen.semaphores],
         "capped": seen.capped,
     }
 

@@ -19,6 +19,7 @@ from dj_queue_admin.dashboard import alerts, charts, figures
 from dj_queue_admin.dashboard.agreement import agreeing
 from dj_queue_admin.dashboard.tables import Column, Table, changed
 from dj_queue_admin.links import Links
+from dj_queue_admin.records import keys
 
 CAP = 10_000
 QUEUES, PROCESSES, RECURRING, SEMAPHORES = 18, 10, 12, 12
@@ -85,6 +86,7 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
     seen = observe(config)
     listed = _seen_by(request, config, links, seen)
     within = range_of(request.GET)
+    semaphores = Table("semaphores_", _SEMAPHORE_COLUMNS, listed.semaphores, size=SEMAPHORES, query=request.GET)
     return {
         "observation": seen,
         "cards": figures.cards(seen, links),
@@ -94,7 +96,8 @@ def context(request: HttpRequest, config: BackendConfig, links: Links) -> dict[s
         "queues": Table("queues_", _QUEUE_COLUMNS, seen.queues, size=QUEUES, query=request.GET),
         "processes": Table("processes_", _PROCESS_COLUMNS, groups(listed.processes), size=PROCESSES, query=request.GET),
         "recurring": Table("recurring_", _RECURRING_COLUMNS, listed.recurring, size=RECURRING, query=request.GET),
-        "semaphores": Table("semaphores_", _SEMAPHORE_COLUMNS, listed.semaphores, size=SEMAPHORES, query=request.GET),
+        "semaphores": semaphores,
+        "keys": keys.visible(config, [each.key for each in semaphores.page.object_list]) if listed.semaphores else {},
         "links_to_rows": {
             model._meta.model_name: links.rows(model) for model in (Job, Pause, Process, RecurringTask, Semaphore)
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -106,8 +107,9 @@ def recurring_link(links: Links, key: str) -> SafeString | str:
 
 
 @register.simple_tag
-def semaphore_link(links: Links, key: str) -> SafeString | str:
-    return _link(links.rows(Semaphore, q=key), key)
+def semaphore_link(links: Links, keys: Mapping[str, str], key: str) -> SafeString | str:
+    """The key as it may be shown, leading to its semaphore where the address tells no more than that."""
+    return _link(links.rows(Semaphore, q=key) if keys[key] == key else None, keys[key])
 
 
 @register.simple_tag
