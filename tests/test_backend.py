@@ -538,6 +538,17 @@ def test_async_tasks() -> None:
     assert fetch(result).return_value == 3
 
 
+@pytest.mark.parametrize("task", ["echo_names", "echo_names_async", "echo_names_with_context"])
+def test_keywords_of_any_name_reach_the_task(task: str) -> None:
+    names = ("function", "self", "task", "event", "awaitable", "args", "kwargs", "using")
+    given = dict.fromkeys(names, 1)
+    result = default_task_backend.enqueue(getattr(tasks, task), [], given)
+    work()
+    result.refresh()
+    assert result.status is TaskResultStatus.SUCCESSFUL, result.errors
+    assert result.return_value == sorted(given)
+
+
 def test_a_task_that_takes_its_context() -> None:
     result = describe_context.enqueue(label="x")
     work()
@@ -748,6 +759,10 @@ class TestEnqueueOnCommit:
         assert (job.priority, job.payload) == (5, {"args": [1], "kwargs": {"b": 2}})
         assert [name for name, _, _ in heard] == ["enqueued"]
         assert states() == {"ready": 1}
+
+    def test_keywords_of_any_name(self, on_commit: Any) -> None:
+        on_commit(tasks.echo_names, task=1, function=2)
+        assert Job.objects.get().payload["kwargs"] == {"task": 1, "function": 2}
 
     def test_rollback(self, on_commit: Any) -> None:
         with transaction.atomic():

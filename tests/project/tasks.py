@@ -24,6 +24,21 @@ def echo(*args: Any, **kwargs: Any) -> dict[str, Any]:
 
 
 @task
+def echo_names(**kwargs: Any) -> list[str]:
+    return sorted(kwargs)
+
+
+@task
+async def echo_names_async(**kwargs: Any) -> list[str]:
+    return sorted(kwargs)
+
+
+@task(takes_context=True)
+def echo_names_with_context(context: TaskContext, /, **kwargs: Any) -> list[str]:
+    return sorted(kwargs)
+
+
+@task
 def leave_run(label: str) -> None:
     """Leave a row, so that lost and doubled executions can be counted."""
     Run.objects.create(label=label)

@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 
-def enqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+def enqueue_on_commit(task: AnyTask, /, *args: Any, using: str | None = None, **kwargs: Any) -> None:
     """Enqueue when the current transaction commits; at once if there is none; never if it rolls back.
 
     `using` is the database alias whose commit is awaited, `default` if not given. The arguments are
@@ -74,9 +74,9 @@ def enqueue_all_on_commit(task_calls: Iterable[Call], *, using: str | None = Non
         transaction.on_commit(partial(jobs.store, backend_config(alias), some), using=using)
 
 
-async def aenqueue_on_commit(task: AnyTask, *args: Any, using: str | None = None, **kwargs: Any) -> None:
+async def aenqueue_on_commit(task: AnyTask, /, *args: Any, using: str | None = None, **kwargs: Any) -> None:
     """`enqueue_on_commit` for asynchronous code."""
-    await sync_to_async(enqueue_on_commit, thread_sensitive=True)(task, *args, using=using, **kwargs)
+    await sync_to_async(partial(enqueue_on_commit, task, *args, using=using, **kwargs), thread_sensitive=True)()
 
 
 async def aenqueue_all_on_commit(task_calls: Iterable[Call], *, using: str | None = None) -> None:

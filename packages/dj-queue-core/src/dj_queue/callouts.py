@@ -13,7 +13,7 @@ from typing import NoReturn
 from dj_queue import forks
 
 
-def call[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+def call[**P, R](function: Callable[P, R], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """Call it, and return or raise what it does, in this process alone."""
     depth = forks.depth
     try:
@@ -27,7 +27,7 @@ def call[**P, R](function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) ->
     return returned
 
 
-async def call_async[**P, R](function: Callable[P, Awaitable[R]], *args: P.args, **kwargs: P.kwargs) -> R:
+async def call_async[**P, R](function: Callable[P, Awaitable[R]], /, *args: P.args, **kwargs: P.kwargs) -> R:
     """The same for a coroutine function: its loop may run in another thread, which a child would never leave."""
     depth = forks.depth
     try:

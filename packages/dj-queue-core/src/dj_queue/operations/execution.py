@@ -201,7 +201,8 @@ def _call(job: Job, config: BackendConfig, started_at: datetime, worker: str) ->
     if type(task).call is not Task.call:
         value = callouts.call(task.call, *args, **result.kwargs)
     elif _is_coroutine(task.func):
-        value = async_to_sync(callouts.call_async)(task.func, *args, **result.kwargs)
+        # Bound beforehand: what asgiref calls in between has names of its own, such as `self`.
+        value = async_to_sync(partial(callouts.call_async, task.func, *args, **result.kwargs))()
     else:
         value = callouts.call(task.func, *args, **result.kwargs)
     if value is None:
