@@ -334,6 +334,12 @@ def three_per_key(key: str) -> str:
     return key
 
 
+@concurrency(key="{key}", limit=1)
+@task
+def limited_to_one(key: str, n: int) -> int:
+    return n
+
+
 @concurrency(key="record:{key}", limit=2)
 @task
 def record_overlap(key: str, path: str, seconds: float) -> None:

@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from inspect import iscoroutinefunction
 
 from asgiref.sync import async_to_sync
-from django.db import Error, IntegrityError
+from django.db import DatabaseError, Error, IntegrityError
 from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
 
@@ -43,17 +43,29 @@ __all__ = [
 ]
 
 
+# So often a claim is tried again without what the database has refused of it, and of so few jobs one is sought.
+_MOST_TREATMENTS, _FEW = 8, 8
+
+
 def claim(config: BackendConfig, selectors: Sequence[Selector], limit: int, *, process_id: int | None) -> list[Job]:
     """Claim up to `limit` ready jobs, in the order in which they should start."""
     if not transactions.look(config.database_alias, lambda dialect, cursor: dialect.any_ready(cursor, config.alias)):
         return []
-    write = Claiming(config, selectors, limit, process_id).write
-    try:
-        claims = transactions.run(config.database_alias, write, one_statement=True)
-    except IntegrityError as refusal:
-        if not obstacles.can_be_treated(config, refusal) or not obstacles.drop_ready_doubles(config):
-            raise
-        claims = transactions.run(config.database_alias, write, one_statement=True)
+    for treatments in range(_MOST_TREATMENTS + 1):
+        write = Claiming(config, selectors, limit, process_id).write
+        try:
+            claims = transactions.run(config.database_alias, write, one_statement=True)
+            break
+        except DatabaseError as refusal:
+            if treatments == _MOST_TREATMENTS or not obstacles.can_be_treated(config, refusal):
+                raise
+            if isinstance(refusal, IntegrityError) and obstacles.drop_ready_doubles(config):
+                continue
+            if limit > _FEW:
+                # Whatever is refused may not be among the first.
+                limit = max(_FEW, limit // 4)
+            elif not obstacles.set_ready_aside(config, selectors):
+                raise
     return _claimed(config, claims)
 
 

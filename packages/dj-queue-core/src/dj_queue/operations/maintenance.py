@@ -20,7 +20,8 @@ from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, UnblockedJob, dialect_for
 from dj_queue.models import BlockedExecution, ClaimedExecution, Job, ReadyExecution, Semaphore
-from dj_queue.operations import transactions
+from dj_queue.operations import batches, obstacles, transactions
+from dj_queue.thread_errors import report
 
 _BATCH = 50
 # So often what others hold is tried again at the end.
@@ -49,13 +50,37 @@ def _recounted(config: BackendConfig, keys: Sequence[str], held: list[str]) -> i
         unblocked, free = transactions.run(config.database_alias, partial(_recount, config, keys), waits_again=False)
     except DatabaseError as error:
         # On what cannot be skipped, the row of a key that another transaction has made and not committed.
-        if not dialect_for(config.database_alias).is_lock_timeout(error):
+        if dialect_for(config.database_alias).is_lock_timeout(error):
+            unblocked, free = [], set()
+        elif not batches.may_be_smaller(config.database_alias, error):
             raise
-        unblocked, free = [], set()
+        elif len(keys) > 1:
+            # What is refused of one key holds up no other.
+            middle = len(keys) // 2
+            return _recounted(config, keys[:middle], held) + _recounted(config, keys[middle:], held)
+        else:
+            return _without_what_is_refused(config, keys[0], error)
     held += [key for key in keys if key not in free]
     for job_id, key in unblocked:
         events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
     return len(unblocked)
+
+
+def _without_what_is_refused(config: BackendConfig, key: str, refusal: DatabaseError) -> int:
+    """Start others that wait for a key whose next job the database refuses to make ready."""
+    try:
+        if obstacles.can_be_treated(config, refusal) and obstacles.set_blocked_aside(config, key):
+            return repair(config, key)
+    except DatabaseError as another:
+        if dialect_for(config.database_alias).is_away(another):
+            raise
+    report(config, refusal, "dispatcher.upkeep")
+    return 0
+
+
+def repair(config: BackendConfig, key: str) -> int:
+    """Recount one semaphore at once, and start what has room; return how many jobs started."""
+    return _recounted(config, [key], [])
 
 
 def _batches(config: BackendConfig) -> Iterator[list[str]]:

@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-from django.db import connections
+from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Exists, OuterRef, Q
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet
 
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, dialect_for
-from dj_queue.models import BlockedExecution, ClaimedExecution, FailedExecution, ReadyExecution, ScheduledExecution
-from dj_queue.operations import transactions
+from dj_queue.dialects import Dialect, Selector, dialect_for
+from dj_queue.models import (
+    BlockedExecution,
+    ClaimedExecution,
+    FailedExecution,
+    Pause,
+    ReadyExecution,
+    ScheduledExecution,
+)
+from dj_queue.operations import concurrency, transactions
 from dj_queue.serialization import describe
 
 logger = logging.getLogger("dj_queue")
 
 _MOST = 500
 _SHOWN = 20
+# So many rows are looked at, from the first on, where one of a few is refused.
+_MOST_PROBED = 50
 
 
 def can_be_treated(config: BackendConfig, refusal: Exception) -> bool:
@@ -84,3 +95,85 @@ def set_first_due_aside(config: BackendConfig, refusal: Exception) -> bool:
         "Look for what else writes into the queue's tables." if doubled else "Mend that, and retry or discard it.",
     )
     return True
+
+
+def set_ready_aside(config: BackendConfig, selectors: Sequence[Selector]) -> int:
+    """Fail those of the first ready jobs that the database refuses to have claimed; return how many."""
+    using = config.database_alias
+
+    def claim(row: ReadyExecution) -> None:
+        ReadyExecution.objects.using(using).filter(pk=row.pk).delete()
+        ClaimedExecution.objects.using(using).create(job_id=row.job_id, position=row.pk)
+
+    def treat(dialect: Dialect, cursor: CursorWrapper) -> int:
+        rows = _refused(config, ReadyExecution, _first_ready(config, selectors), claim)
+        _set_aside(dialect, cursor, rows)
+        concurrency.release(config, dialect, cursor, [row.concurrency_key for row, _ in rows])
+        return len(rows)
+
+    return transactions.run(using, treat)
+
+
+def set_blocked_aside(config: BackendConfig, key: str) -> int:
+    """Fail those of the first jobs blocked on a key that the database refuses to have made ready; return how many."""
+    using = config.database_alias
+
+    def start(row: BlockedExecution) -> None:
+        BlockedExecution.objects.using(using).filter(pk=row.pk).delete()
+        ReadyExecution.objects.using(using).create(
+            job_id=row.job_id,
+            backend_alias=row.backend_alias,
+            queue_name=row.queue_name,
+            priority=row.priority,
+            concurrency_key=row.concurrency_key,
+            created_at=row.created_at,
+        )
+
+    def treat(dialect: Dialect, cursor: CursorWrapper) -> int:
+        dialect.lock_semaphores(cursor, [key])
+        first = BlockedExecution.objects.using(using).filter(concurrency_key=key).order_by("-priority", "pk")
+        rows = _refused(config, BlockedExecution, first.values_list("pk", flat=True)[:_MOST_PROBED], start)
+        _set_aside(dialect, cursor, rows)
+        return len(rows)
+
+    return transactions.run(using, treat)
+
+
+def _first_ready(config: BackendConfig, selectors: Sequence[Selector]) -> list[int]:
+    """The rows that a claim would take first, in no more than roughly its order."""
+    using = config.database_alias
+    rows = ReadyExecution.objects.using(using).filter(backend_alias=config.alias)
+    paused = Pause.objects.using(using).filter(backend_alias=config.alias).values_list("queue_name", flat=True)
+    names = {*rows.values_list("queue_name", flat=True).distinct()} - {*paused}
+    found: dict[int, None] = {}
+    for selector in selectors:
+        mine = rows.filter(queue_name__in=[name for name in names if selector.matches(name)])
+        found |= dict.fromkeys(mine.order_by("-priority", "pk").values_list("pk", flat=True)[:_MOST_PROBED])
+    return list(found)[:_MOST_PROBED]
+
+
+def _refused[M: Model](
+    config: BackendConfig, model: type[M], pks: Iterable[int], move: Callable[[M], None]
+) -> list[tuple[M, DatabaseError]]:
+    """Those rows, locked, of which the database refuses the move, and its words. Nothing is moved."""
+    using = config.database_alias
+    skip_locked = connections[using].features.has_select_for_update_skip_locked
+    rows: QuerySet[M] = model._default_manager.using(using).select_for_update(skip_locked=skip_locked)
+    found = []
+    for pk in list(pks):
+        row = rows.filter(pk=pk).first()
+        if row is None:
+            continue
+        refusal = transactions.refusal(using, partial(move, row))
+        # What may pass says nothing of this row, and is nobody's reason to fail.
+        if refusal is not None and not dialect_for(using).may_pass(refusal):
+            found.append((row, refusal))
+    return found
+
+
+def _set_aside(dialect: Dialect, cursor: CursorWrapper, rows: Sequence[tuple[Model, DatabaseError]]) -> None:
+    for row, refusal in rows:
+        table = row._meta.db_table
+        dialect.fail_row(cursor, table, row.pk, describe(refusal))
+        cursor.execute(f"DELETE FROM {table} WHERE id = %s", [row.pk])
+        logger.error("dj_queue: the job %s has failed, as the database refused it: %s", row.job_id, refusal)  # type: ignore[attr-defined]

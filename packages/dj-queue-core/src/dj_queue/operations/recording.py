@@ -20,7 +20,7 @@ from django.db.backends.utils import CursorWrapper
 from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
-from dj_queue.operations import deletion, transactions
+from dj_queue.operations import deletion, maintenance, transactions
 from dj_queue.operations.attempts import Past
 from dj_queue.serialization import ErrorRecord, describe
 
@@ -108,6 +108,9 @@ def record(
         for some in list(_batches(jobs, together=recorder.one_writer)):
             recorder.attempt(some, claiming)
             claiming = None
+        # Not left for the next upkeep, which may come in minutes, unless this is a stop.
+        for key in dict.fromkeys(recorder.left_slots if not last else ()):
+            maintenance.repair(config, key)
     except Error:
         if not recorder.recorded:
             raise
@@ -134,6 +137,7 @@ class _Recorder:
         self._dialect = dialect_for(config.database_alias)
         self._patient = bool(waits_again) and not last
         self.recorded: list[Recorded] = []
+        self.left_slots: list[str] = []  # the keys of those that were recorded without giving theirs back
         self.one_writer = not connections[config.database_alias].features.has_select_for_update
         self._writing: Exception | None = None  # what says that another is the one writer
 
@@ -238,6 +242,8 @@ class _Recorder:
                 continue
             if outcome is not job.outcome:
                 job.exception, job.outcome = refusal, outcome
+            if not with_slot and job.claim.concurrency_key is not None:
+                self.left_slots.append(job.claim.concurrency_key)
             return True
         return False
 

@@ -7,9 +7,8 @@ short, and that attempt is recorded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
@@ -20,11 +19,12 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Dialect, Outcome, dialect_for, elapsed
+from dj_queue.dialects import Dialect, dialect_for, elapsed
 from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
-from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process, ReadyExecution
-from dj_queue.operations import attempts, concurrency, processes, readable, results, transactions
+from dj_queue.models import ClaimedExecution, Process
+from dj_queue.operations import processes, readable, results, transactions
+from dj_queue.operations.settlement import Recovered, Settlement, of_some
 from dj_queue.serialization import ErrorRecord
 from dj_queue.thread_errors import report
 
@@ -38,15 +38,6 @@ _CRASH = _record(ProcessExitError, "runner thread crashed")
 _CUT = _record(ProcessExitError, "the worker was stopped before the task ended: the job was given back")
 _PRUNED = _record(ProcessPrunedError, "process heartbeat expired")
 _MISSING = _record(ProcessMissingError, "process no longer registered at supervisor startup")
-
-
-@dataclass(slots=True)
-class Recovered:
-    """What became of the claims."""
-
-    failed: list[str] = field(default_factory=list)  # job ids
-    released: int = 0
-    unblocked: list[tuple[str, str]] = field(default_factory=list)  # (job id, concurrency key)
 
 
 def process_ended(
@@ -69,13 +60,27 @@ def process_ended(
     def started(claim: ClaimedExecution) -> bool:
         return started_up_to is None or claim.pk <= started_up_to
 
+    settlement = Settlement(config, Q(process_id=process_id), started, error, give_back=give_back)
+
     def settle(dialect: Dialect, cursor: CursorWrapper) -> Recovered:
-        mine = Q(process_id=process_id)
-        recovered = _settle(config, dialect, cursor, mine, started, error, give_back=give_back)
+        recovered = settlement.settle(dialect, cursor)
         processes.remove(config, process_id)
         return recovered
 
-    return _tell(config, transactions.run(config.database_alias, settle), error, elsewhere)
+    try:
+        recovered = transactions.run(config.database_alias, settle)
+    except DatabaseError as refusal:
+        if not of_some(config, refusal):
+            raise
+        recovered = Recovered()
+        try:
+            settlement.settle_apart(recovered)
+            # What could not be settled is then found as claimed by nobody, and the place of this runner is free.
+            transactions.run(config.database_alias, lambda *_: processes.remove(config, process_id))
+        finally:
+            _tell(config, recovered, error, elsewhere)
+        return recovered
+    return _tell(config, recovered, error, elsewhere)
 
 
 def supervisor_ended(config: BackendConfig, supervisor_id: int, *, give_back: bool = False) -> None:
@@ -157,7 +162,7 @@ def prune(
     blocked: DatabaseError | None = None
     for beat in expired:
         try:
-            found = transactions.run(config.database_alias, partial(_prune, config, beat))
+            found = _pruned(config, beat)
         except DatabaseError as error:
             if transactions.contended(config.database_alias, error):
                 blocked = error
@@ -195,115 +200,72 @@ def settle_missing(
         process_id = claim.serializable_value("process_id")  # the row may be gone
         return process_id is None or process_id not in known or claim.pk <= known[process_id]
 
-    recovered = transactions.run(
-        config.database_alias,
-        lambda dialect, cursor: _settle(config, dialect, cursor, unheld, started, _MISSING),
-    )
+    settlement = Settlement(config, unheld, started, _MISSING)
+    try:
+        recovered = transactions.run(config.database_alias, settlement.settle)
+    except DatabaseError as refusal:
+        if not of_some(config, refusal):
+            raise
+        recovered = Recovered()
+        try:
+            settlement.settle_apart(recovered)
+        finally:
+            _tell(config, recovered, _MISSING, elsewhere)
+        return recovered
     return _tell(config, recovered, _MISSING, elsewhere)
 
 
 _UNHELD = ~Q(Exists(Process.objects.filter(pk=OuterRef("process_id"))))
 
 
-def _prune(
-    config: BackendConfig, beat: processes.Beat, dialect: Dialect, cursor: CursorWrapper
-) -> tuple[tuple[str, int], Recovered] | None:
-    process_id = beat.process_id
-    # Locked until all is done: a heartbeat that comes now waits, and then finds no row to beat for.
-    skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
-    rows = processes.of_alias(config).filter(pk=process_id)
-    if beat.at is not None:
-        rows = rows.filter(last_heartbeat_at=beat.at)
-    process = rows.select_for_update(skip_locked=skip_locked).values_list("name", "pid").first()
+def _pruned(config: BackendConfig, beat: processes.Beat) -> tuple[tuple[str, int], Recovered] | None:
+    """Settle what an expired process has claimed, and remove its row; None if another has, or it has beaten since."""
+    using = config.database_alias
+    settlement = Settlement(config, Q(process_id=beat.process_id), lambda _: True, _PRUNED)
+
+    def prune(dialect: Dialect, cursor: CursorWrapper) -> tuple[tuple[str, int], Recovered] | None:
+        process = _lock_expired(config, beat)
+        if process is None:
+            return None
+        recovered = settlement.settle(dialect, cursor)
+        processes.remove(config, beat.process_id)
+        return process, recovered
+
+    def remove(*_: object) -> tuple[str, int] | None:
+        process = _lock_expired(config, beat)
+        if process is not None:
+            processes.remove(config, beat.process_id)
+        return process
+
+    try:
+        return transactions.run(using, prune)
+    except DatabaseError as refusal:
+        if not of_some(config, refusal):
+            raise
+    recovered = Recovered()
+    try:
+        settlement.settle_apart(recovered, fence=lambda: _lock_expired(config, beat) is not None)
+        process = transactions.run(using, remove)
+    except BaseException:
+        _tell(config, recovered, _PRUNED)
+        raise
     if process is None:
+        _tell(config, recovered, _PRUNED)
         return None
-    if beat.at is None and processes.last_beats(config, rows)[0].at is not None:
-        return None  # it has come since
-    recovered = _settle(config, dialect, cursor, Q(process_id=process_id), lambda _: True, _PRUNED)
-    processes.remove(config, process_id)
     return process, recovered
 
 
-def _settle(
-    config: BackendConfig,
-    dialect: Dialect,
-    cursor: CursorWrapper,
-    condition: Q,
-    started: Callable[[ClaimedExecution], bool],
-    error: ErrorRecord,
-    *,
-    give_back: bool = False,
-) -> Recovered:
-    """Fail or give back claims; each is fenced by its row, like any other finish."""
-    claims = (
-        ClaimedExecution.objects.using(config.database_alias)
-        .filter(condition, job__backend_alias=config.alias)
-        .select_related("job", "process")
-        .only("created_at", "position", "process__name", *(f"job__{name}" for name in concurrency.DECIDING))
-        .order_by("pk")
-    )
-    recovered = Recovered()
-    found, lost_rows = readable.read(claims)
-    if lost_rows:
-        # Only the time of the claim is no part of what is settled by it.
-        now = dialect.now(cursor)
-        timeless = claims.filter(pk__in=lost_rows)
-        timeless = timeless.only("position", "process__name", *(f"job__{name}" for name in concurrency.DECIDING))
-        for claim in readable.read(timeless).rows:
-            claim.created_at = now
-            found.append(claim)
-        found.sort(key=lambda claim: claim.pk)
-    back = [claim.pk for claim in found if not started(claim)]
-    if back:
-        recovered.released = dialect.release(cursor, back, alias=config.alias, notify=config.listen_notify)
-    lost = [claim for claim in found if started(claim)]
-    keys: list[str | None] = []
-    for worker in sorted({_worker(claim) for claim in lost}):
-        mine = {claim.pk: claim for claim in lost if _worker(claim) == worker}
-        outcomes = [Outcome(pk, claim.job.id, claim.created_at, None, error) for pk, claim in mine.items()]
-        _, kept = dialect.finish(cursor, outcomes, worker=worker, preserve=True)
-        if give_back:
-            recovered.released += _put_back(config, dialect, cursor, [mine[claim_id] for claim_id in sorted(kept)])
-            continue
-        keys += [mine[claim_id].job.concurrency_key for claim_id in kept]
-        recovered.failed += [str(mine[claim_id].job.id) for claim_id in kept]
-    # All at once: semaphores are locked in the order of their keys.
-    recovered.unblocked = concurrency.release(config, dialect, cursor, keys)
-    return recovered
-
-
-def _put_back(config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, cut: Sequence[ClaimedExecution]) -> int:
-    """Make jobs ready that were just recorded as failed: each at its old place, with the slot that it has."""
-    using = config.database_alias
-    rows = FailedExecution.objects.using(using).filter(job_id__in=[claim.job.id for claim in cut])
-    failed = {job_id: error for job_id, *error in rows.values_list("job_id", "exception_class", "traceback")}
-    cut = [claim for claim in cut if claim.job.id in failed]  # a job may have been deleted meanwhile
-    past = attempts.past(config, [claim.job.id for claim in cut])
-    for claim in cut:
-        earlier = past.get(claim.job.id) or attempts.Past([], [])
-        claim.job.errors = attempts.with_error(earlier.errors, *failed[claim.job.id])
-        claim.job.worker_ids = attempts.bounded_workers(earlier.worker_ids)
-    rows.delete()
-    Job.objects.using(using).bulk_update([claim.job for claim in cut], ["errors", "worker_ids"])
-    ReadyExecution.objects.using(using).bulk_create(
-        ReadyExecution(
-            id=claim.position,
-            job=claim.job,
-            backend_alias=claim.job.backend_alias,
-            queue_name=claim.job.queue_name,
-            priority=claim.job.priority,
-            concurrency_key=claim.job.concurrency_key,
-            created_at=claim.created_at,
-        )
-        for claim in cut
-    )
-    if cut and config.listen_notify:
-        dialect.notify(cursor, config.alias)
-    return len(cut)
-
-
-def _worker(claim: ClaimedExecution) -> str:
-    return claim.process.name if claim.process else ""
+def _lock_expired(config: BackendConfig, beat: processes.Beat) -> tuple[str, int] | None:
+    """Name and pid of the process if it has not beaten since; it cannot until the transaction ends."""
+    # Locked until all is done: a heartbeat that comes now waits, and then finds no row to beat for.
+    skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
+    rows = processes.of_alias(config).filter(pk=beat.process_id)
+    if beat.at is not None:
+        rows = rows.filter(last_heartbeat_at=beat.at)
+    process: tuple[str, int] | None = rows.select_for_update(skip_locked=skip_locked).values_list("name", "pid").first()
+    if process is not None and beat.at is None and processes.last_beats(config, rows)[0].at is not None:
+        return None  # it has come since
+    return process
 
 
 def _tell(

@@ -80,6 +80,24 @@ def bounded(database: str, seconds: float) -> Iterator[None]:
         _until.reset(token)
 
 
+class _UndoneError(Exception):
+    """What was tried went well, and is undone."""
+
+
+def refusal(database: str, work: Callable[[], object]) -> DatabaseError | None:
+    """What the database says to some work, inside a transaction and undone in any case; None if it accepts it."""
+    try:
+        with transaction.atomic(using=database):
+            work()
+            raise _UndoneError
+    except _UndoneError:
+        return None
+    except DatabaseError as error:
+        if dialect_for(database).is_away(error) or dialect_for(database).is_transient(error):
+            raise
+        return error
+
+
 def contended(database: str, error: Exception) -> bool:
     """Whether it is only that others hold what the transaction wants."""
     return isinstance(error, OperationalError) and dialect_for(database).is_transient(error)
