@@ -29,6 +29,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         ),
         "the database does not say in JSON what a statement has read",
     ),
+    "any bytes for text": (
+        lambda: connection.vendor == "postgresql",
+        "the database stores no text that it cannot send",
+    ),
     "vacuum": (
         lambda: connection.vendor == "postgresql",
         "the database has no vacuum that an operator looks after",

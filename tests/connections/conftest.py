@@ -67,10 +67,10 @@ def alias(transactional_db: None) -> Iterator[Callable[..., dict[str, Any]]]:
 
 
 @pytest.fixture
-def second(alias: Callable[..., dict[str, Any]]) -> Iterator[str]:
-    """A second database with the queue's tables alone, as the alias "queue"."""
+def second(alias: Callable[..., dict[str, Any]], request: Any) -> Iterator[str]:
+    """A second database with the queue's tables alone, as the alias "queue"; a parameter adds to its TEST."""
     name = f"{connection.settings_dict['NAME']}_queue"
-    alias("queue", NAME=name, TEST={**connection.settings_dict["TEST"], "NAME": name})
+    alias("queue", NAME=name, TEST={**connection.settings_dict["TEST"], "NAME": name, **getattr(request, "param", {})})
     with override_settings(TASKS={"default": task_alias(database_alias="queue")}):
         creation = connections["queue"].creation
         creation._create_test_db(verbosity=0, autoclobber=True)

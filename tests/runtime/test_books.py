@@ -9,7 +9,7 @@ from django.db import OperationalError, ProgrammingError
 
 from dj_queue.config import WorkerConfig, backend_config
 from dj_queue.dialects import dialect_for
-from dj_queue.models import ClaimedExecution, Semaphore
+from dj_queue.models import ClaimedExecution, FailedExecution, Semaphore
 from dj_queue.operations import attempts, concurrency, execution
 from dj_queue.runtime import worker as workers
 from dj_queue.runtime.pool import Pool
@@ -147,6 +147,23 @@ def test_a_claim_that_cannot_be_read_is_given_back(monkeypatch: Any, worker: Wor
         assert states() == {"ready": 1}
     wait_until(lambda: worker.step() is not None and states() == {"finished": 1})
     assert not ClaimedExecution.objects.exists()
+
+
+def test_a_claim_that_can_never_be_read_fails_and_the_others_run(monkeypatch: Any, worker: Worker) -> None:
+    """Whatever it is that Python makes nothing of: it is found by claiming one by one."""
+    ids = [tasks.add.enqueue(n, 1).id for n in range(9)]
+    real = type(dialect_for("default")).claim
+
+    def claims(*args: Any, **kwargs: Any) -> Any:
+        found = real(*args, **kwargs)
+        if any(str(each.job_id) == ids[4] for each in found):
+            raise ValueError("not what it was")
+        return found
+
+    monkeypatch.setattr(type(dialect_for("default")), "claim", claims)
+    wait_until(lambda: worker.step() is not None and states() == {"finished": 8, "failed": 1})
+    failure = FailedExecution.objects.get()
+    assert (str(failure.job_id), "not what it was" in failure.message) == (ids[4], True)
 
 
 def test_what_waits_to_be_recorded_leaves_the_loop_asleep(monkeypatch: Any, worker: Worker) -> None:

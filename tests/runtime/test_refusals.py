@@ -137,8 +137,7 @@ class TestFinish:
 
             patch.setattr(dialect, "finish_limited", refuse)
             assert len(finish(done)) == 1
-        assert states() == {"finished": 1, "blocked": 1}
-        list(maintenance.maintain(backend_config()))
+        # Its slot was left behind, and found at once.
         assert states() == {"finished": 1, "ready": 1}
 
     def test_a_refused_claim_does_not_fail_what_is_recorded_with_it(self, monkeypatch: Any) -> None:
@@ -329,8 +328,8 @@ class TestDispatcher:
 
         monkeypatch.setattr(maintenance, "_recount", refuse)
         dispatcher = Dispatcher(backend_config(), DispatcherConfig(), "dispatcher-1")
-        for _ in range(3):
-            assert dispatcher.attempt(dispatcher.step) > 0
+        # First it goes on to the other keys.
+        assert [dispatcher.attempt(dispatcher.step) > 0 for _ in range(4)] == [False, True, True, True]
         assert Job.objects.ready().count() == 2
         assert caplog.text.count("dispatcher.upkeep: ProgrammingError: no right to the semaphores") == 1
         dispatcher.wakeup.close()

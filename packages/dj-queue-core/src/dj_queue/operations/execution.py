@@ -6,6 +6,7 @@ recorded. Whoever deletes the row first, worker or recovery, decides what become
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Container, Sequence
 from contextlib import suppress
@@ -16,24 +17,28 @@ from inspect import iscoroutinefunction
 
 from asgiref.sync import async_to_sync
 from django.db import DatabaseError, Error, IntegrityError
+from django.db.backends.utils import CursorWrapper
 from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
 
 from dj_queue import callouts, events
 from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
-from dj_queue.dialects import Claim, Outcome, Selector, dialect_for
+from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.exceptions import NotJSONError, NotUTF8Error, UnreadableJobError
 from dj_queue.models import ClaimedExecution
 from dj_queue.operations import attempts, concurrency, deletion, obstacles, recording, results, retention, transactions
 from dj_queue.operations.recording import Claiming, Job, Recorded
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
 
+logger = logging.getLogger("dj_queue")
+
 __all__ = [
     "Claiming",
     "Job",
     "announce",
     "claim",
+    "fail_unread",
     "finish",
     "finish_and_claim",
     "reclaimed",
@@ -196,6 +201,33 @@ def release_strays(config: BackendConfig, process_id: int, *, known: Container[i
     rows = ClaimedExecution.objects.using(config.database_alias).filter(process_id=process_id)
     strays = [claim_id for claim_id in rows.values_list("pk", flat=True) if claim_id not in known]
     return _give_back(config, strays, {}, lambda _: None)
+
+
+def fail_unread(
+    config: BackendConfig, selectors: Sequence[Selector], process_id: int, error: Exception, *, known: Container[int]
+) -> bool:
+    """Fail the job that a claim of one could not read, and by no value of it; return whether it was found."""
+    rows = ClaimedExecution.objects.using(config.database_alias).filter(process_id=process_id)
+    unread = [claim_id for claim_id in rows.values_list("pk", flat=True) if claim_id not in known]
+    flaw = UnreadableJobError(
+        f"the stored job cannot be read: {type(error).__name__}: {error}. Correct its row and retry it, or discard it."
+    )
+    if not unread:  # where the claim is rolled back by that
+        return bool(obstacles.fail_first_ready(config, selectors, flaw))
+
+    def fail(dialect: Dialect, cursor: CursorWrapper) -> None:
+        for claim_id in unread:
+            dialect.fail_row(cursor, _CLAIMED_JOBS, claim_id, describe(flaw))
+            cursor.execute("DELETE FROM dj_queue_claimed_executions WHERE id = %s", [claim_id])
+
+    transactions.run(config.database_alias, fail)
+    # A limited one's slot is found free by the next upkeep: its key may be what cannot be read.
+    logger.error("dj_queue: a claimed job cannot be read, and has failed: %s", error)
+    return True
+
+
+_CLAIMED_JOBS = """(SELECT claim.id, job.id AS job_id, job.backend_alias, job.queue_name
+  FROM dj_queue_claimed_executions claim JOIN dj_queue_jobs job ON job.id = claim.job_id) held"""
 
 
 # ---- run --------------------------------------------------------------------------------------------

@@ -21,7 +21,6 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, UnblockedJob, dialect_for
 from dj_queue.models import BlockedExecution, ClaimedExecution, Job, ReadyExecution, Semaphore
 from dj_queue.operations import batches, obstacles, transactions
-from dj_queue.thread_errors import report
 
 _BATCH = 50
 # So often what others hold is tried again at the end.
@@ -33,54 +32,66 @@ def maintain(config: BackendConfig) -> Iterator[int]:
     """Recount every semaphore, drop those that nobody needs, start what has room; yield how many jobs started.
 
     A few keys at a time, each few in a transaction: there may be other things to do in between. It waits for
-    nobody: a semaphore that others hold has its turn at the end once more, and otherwise the next time.
+    nobody: a semaphore that others hold has its turn at the end once more, and otherwise the next time. What the
+    database refuses of some keys is raised once all others are done.
     """
-    held: list[str] = []
+    upkeep = _Upkeep(config)
     for keys in _batches(config):
-        yield _recounted(config, keys, held)
+        yield upkeep.recounted(keys)
     for _ in range(_MORE_LOOKS):
-        again, held = held, []
+        again, upkeep.held = upkeep.held, []
         for start in range(0, len(again), _BATCH):
-            yield _recounted(config, again[start : start + _BATCH], held)
-
-
-def _recounted(config: BackendConfig, keys: Sequence[str], held: list[str]) -> int:
-    """Recount these semaphores, and add to `held` those that others hold."""
-    try:
-        unblocked, free = transactions.run(config.database_alias, partial(_recount, config, keys), waits_again=False)
-    except DatabaseError as error:
-        # On what cannot be skipped, the row of a key that another transaction has made and not committed.
-        if dialect_for(config.database_alias).is_lock_timeout(error):
-            unblocked, free = [], set()
-        elif not batches.may_be_smaller(config.database_alias, error):
-            raise
-        elif len(keys) > 1:
-            # What is refused of one key holds up no other.
-            middle = len(keys) // 2
-            return _recounted(config, keys[:middle], held) + _recounted(config, keys[middle:], held)
-        else:
-            return _without_what_is_refused(config, keys[0], error)
-    held += [key for key in keys if key not in free]
-    for job_id, key in unblocked:
-        events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
-    return len(unblocked)
-
-
-def _without_what_is_refused(config: BackendConfig, key: str, refusal: DatabaseError) -> int:
-    """Start others that wait for a key whose next job the database refuses to make ready."""
-    try:
-        if obstacles.can_be_treated(config, refusal) and obstacles.set_blocked_aside(config, key):
-            return repair(config, key)
-    except DatabaseError as another:
-        if dialect_for(config.database_alias).is_away(another):
-            raise
-    report(config, refusal, "dispatcher.upkeep")
-    return 0
+            yield upkeep.recounted(again[start : start + _BATCH])
+    if upkeep.refusal is not None:
+        raise upkeep.refusal
 
 
 def repair(config: BackendConfig, key: str) -> int:
     """Recount one semaphore at once, and start what has room; return how many jobs started."""
-    return _recounted(config, [key], [])
+    return _Upkeep(config).recounted([key])
+
+
+class _Upkeep:
+    def __init__(self, config: BackendConfig) -> None:
+        self._config = config
+        self.held: list[str] = []  # the keys of semaphores that others hold
+        self.refusal: DatabaseError | None = None  # the first
+
+    def recounted(self, keys: Sequence[str]) -> int:
+        """Recount these semaphores; return how many jobs that started."""
+        config = self._config
+        try:
+            unblocked, free = transactions.run(
+                config.database_alias, partial(_recount, config, keys), waits_again=False
+            )
+        except DatabaseError as error:
+            # On what cannot be skipped, the row of a key that another transaction has made and not committed.
+            if dialect_for(config.database_alias).is_lock_timeout(error):
+                unblocked, free = [], set()
+            elif not batches.may_be_smaller(config.database_alias, error):
+                raise
+            elif len(keys) > 1:
+                # What is refused of one key holds up no other.
+                middle = len(keys) // 2
+                return self.recounted(keys[:middle]) + self.recounted(keys[middle:])
+            else:
+                return self._recounted_without_some(keys[0], error)
+        self.held += [key for key in keys if key not in free]
+        for job_id, key in unblocked:
+            events.emit("job.unblocked", job_id=job_id, concurrency_key=key)
+        return len(unblocked)
+
+    def _recounted_without_some(self, key: str, refusal: DatabaseError) -> int:
+        """Start others that wait for a key whose next job the database refuses to make ready."""
+        config = self._config
+        try:
+            if obstacles.can_be_treated(config, refusal) and obstacles.set_blocked_aside(config, key):
+                return self.recounted([key])
+        except DatabaseError as another:
+            if dialect_for(config.database_alias).is_away(another):
+                raise
+        self.refusal = self.refusal or refusal
+        return 0
 
 
 def _batches(config: BackendConfig) -> Iterator[list[str]]:

@@ -8,7 +8,8 @@ from functools import partial
 
 from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Exists, Model, OuterRef, Q, QuerySet
+from django.db.models import Exists, Model, OuterRef, Q, QuerySet, TextField
+from django.db.models.functions import Cast
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, Selector, dialect_for
@@ -16,6 +17,7 @@ from dj_queue.models import (
     BlockedExecution,
     ClaimedExecution,
     FailedExecution,
+    Job,
     Pause,
     ReadyExecution,
     ScheduledExecution,
@@ -104,12 +106,35 @@ def set_ready_aside(config: BackendConfig, selectors: Sequence[Selector]) -> int
     def claim(row: ReadyExecution) -> None:
         ReadyExecution.objects.using(using).filter(pk=row.pk).delete()
         ClaimedExecution.objects.using(using).create(job_id=row.job_id, position=row.pk)
+        # As a server says it that cannot convert what is stored; what Python makes of it is the claim's to see.
+        Job.objects.using(using).filter(pk=row.job_id).annotate(text=Cast("payload", TextField())).values_list(
+            "task_path", "queue_name", "concurrency_key", "text"
+        ).first()
 
     def treat(dialect: Dialect, cursor: CursorWrapper) -> int:
         rows = _refused(config, ReadyExecution, _first_ready(config, selectors), claim)
+        keys = [_key_of(row) for row, _ in rows]
         _set_aside(dialect, cursor, rows)
-        concurrency.release(config, dialect, cursor, [row.concurrency_key for row, _ in rows])
+        concurrency.release(config, dialect, cursor, keys)
         return len(rows)
+
+    return transactions.run(using, treat)
+
+
+def fail_first_ready(config: BackendConfig, selectors: Sequence[Selector], error: Exception) -> int:
+    """Fail the job that a claim of one would take, as that cannot be read; return how many, which is one at most."""
+    using = config.database_alias
+
+    def treat(dialect: Dialect, cursor: CursorWrapper) -> int:
+        rows = ReadyExecution.objects.using(using).filter(pk__in=_first_ready(config, selectors)[:1])
+        # Waited for: who else claims it cannot read it either.
+        row = rows.select_for_update().only("job_id").first()
+        if row is None:
+            return 0
+        key = _key_of(row)
+        _set_aside(dialect, cursor, [(row, error)])
+        concurrency.release(config, dialect, cursor, [key])
+        return 1
 
     return transactions.run(using, treat)
 
@@ -119,8 +144,7 @@ def set_blocked_aside(config: BackendConfig, key: str) -> int:
     using = config.database_alias
 
     def start(row: BlockedExecution) -> None:
-        BlockedExecution.objects.using(using).filter(pk=row.pk).delete()
-        ReadyExecution.objects.using(using).create(
+        ready = ReadyExecution(
             job_id=row.job_id,
             backend_alias=row.backend_alias,
             queue_name=row.queue_name,
@@ -128,6 +152,8 @@ def set_blocked_aside(config: BackendConfig, key: str) -> int:
             concurrency_key=row.concurrency_key,
             created_at=row.created_at,
         )
+        BlockedExecution.objects.using(using).filter(pk=row.pk).delete()
+        ready.save(using=using, force_insert=True)
 
     def treat(dialect: Dialect, cursor: CursorWrapper) -> int:
         dialect.lock_semaphores(cursor, [key])
@@ -143,11 +169,14 @@ def _first_ready(config: BackendConfig, selectors: Sequence[Selector]) -> list[i
     """The rows that a claim would take first, in no more than roughly its order."""
     using = config.database_alias
     rows = ReadyExecution.objects.using(using).filter(backend_alias=config.alias)
-    paused = Pause.objects.using(using).filter(backend_alias=config.alias).values_list("queue_name", flat=True)
-    names = {*rows.values_list("queue_name", flat=True).distinct()} - {*paused}
+    pauses = Pause.objects.filter(backend_alias=config.alias, queue_name=OuterRef("queue_name"))
+    rows = rows.exclude(Exists(pauses))
     found: dict[int, None] = {}
     for selector in selectors:
-        mine = rows.filter(queue_name__in=[name for name in names if selector.matches(name)])
+        mine = rows
+        if not selector.everything:
+            names = rows.values_list("queue_name", flat=True).distinct()
+            mine = rows.filter(queue_name__in=[name for name in names if selector.matches(name)])
         found |= dict.fromkeys(mine.order_by("-priority", "pk").values_list("pk", flat=True)[:_MOST_PROBED])
     return list(found)[:_MOST_PROBED]
 
@@ -161,7 +190,8 @@ def _refused[M: Model](
     rows: QuerySet[M] = model._default_manager.using(using).select_for_update(skip_locked=skip_locked)
     found = []
     for pk in list(pks):
-        row = rows.filter(pk=pk).first()
+        # Nothing but what the move needs: some of it may be what cannot be read.
+        row = rows.filter(pk=pk).only("job_id").first()
         if row is None:
             continue
         refusal = transactions.refusal(using, partial(move, row))
@@ -171,9 +201,19 @@ def _refused[M: Model](
     return found
 
 
-def _set_aside(dialect: Dialect, cursor: CursorWrapper, rows: Sequence[tuple[Model, DatabaseError]]) -> None:
+def _key_of(row: ReadyExecution) -> str | None:
+    """Its key; None if that cannot be read, and upkeep finds the slot free."""
+    keys: list[str | None] = []
+    rows = ReadyExecution.objects.using(row._state.db).filter(pk=row.pk).values_list("concurrency_key", flat=True)
+    transactions.refusal(row._state.db or "default", lambda: keys.extend(rows))
+    return keys[0] if keys else None
+
+
+def _set_aside(dialect: Dialect, cursor: CursorWrapper, rows: Sequence[tuple[Model, Exception]]) -> None:
     for row, refusal in rows:
         table = row._meta.db_table
         dialect.fail_row(cursor, table, row.pk, describe(refusal))
         cursor.execute(f"DELETE FROM {table} WHERE id = %s", [row.pk])
-        logger.error("dj_queue: the job %s has failed, as the database refused it: %s", row.job_id, refusal)  # type: ignore[attr-defined]
+        logger.error(
+            "dj_queue: the job %s has failed, as it can be neither claimed nor started: %s", row.job_id, refusal
+        )  # type: ignore[attr-defined]

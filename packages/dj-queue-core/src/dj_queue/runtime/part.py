@@ -18,8 +18,10 @@ _LONGEST_RETRY = 10.0
 # Seconds after which the same refusal is told of again.
 _TELL_AGAIN = 60.0
 
+# What is raised where a row cannot be read.
+UNREADABLE = (ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
 # A statement that was refused, or a row that could not be read.
-REFUSED = (Error, ValueError, TypeError, LookupError, ArithmeticError, RecursionError)
+REFUSED = (Error, *UNREADABLE)
 
 
 class Part:

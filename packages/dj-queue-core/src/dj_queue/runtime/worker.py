@@ -25,7 +25,7 @@ from dj_queue.models import Process
 from dj_queue.operations import concurrency, execution
 from dj_queue.runtime.board import Board
 from dj_queue.runtime.listener import Listener
-from dj_queue.runtime.part import Part
+from dj_queue.runtime.part import UNREADABLE, Part
 from dj_queue.runtime.pool import PATIENCE, Pool
 from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
 from dj_queue.thread_errors import report
@@ -80,6 +80,7 @@ class Worker(Runner):
         self._unrecorded: list[execution.Job] = []
         self._held_keys = concurrency.HeldKeys(config)
         self._returning: list[execution.Job] = []
+        self._singly = 0  # so many more claims are of one job
         self._recorded = 0
         self._first_step_at: float | None = None
         self._oversized = False
@@ -185,13 +186,25 @@ class Worker(Runner):
         room = self._room()
         if room <= 0 or now < self._next_claim or not self.lease.valid:
             return
+        if self._singly:
+            room = 1
         try:
             jobs = execution.claim(self.config, self._selectors, room, process_id=self.process_id)
-        except Exception:
+        except Exception as error:
             self._suspect_strays()  # it may have been committed, and only the reading of it was refused
+            if isinstance(error, UNREADABLE):
+                self._claimed_unread(error, room)
             raise
+        self._singly = max(0, self._singly - 1)
         self._measure_round_trip(time.monotonic() - now)
         self._start(jobs, room)
+
+    def _claimed_unread(self, error: Exception, room: int) -> None:
+        """What is claimed cannot be read. One by one, the others run, and the one that it is fails."""
+        if not self._singly or self.process_id is None:
+            self._singly = room
+        elif execution.fail_unread(self.config, self._selectors, self.process_id, error, known=self._held):
+            self._look_at_once()
 
     def _start(self, jobs: list[execution.Job], room: int) -> None:
         self._held.update(job.claim.id for job in jobs)
