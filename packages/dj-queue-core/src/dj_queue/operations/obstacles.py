@@ -8,7 +8,7 @@ from functools import partial
 
 from django.db import DatabaseError, connections
 from django.db.backends.utils import CursorWrapper
-from django.db.models import Exists, Model, OuterRef, Q, QuerySet, TextField
+from django.db.models import Exists, OuterRef, Q, QuerySet, TextField
 from django.db.models.functions import Cast
 
 from dj_queue.config import BackendConfig
@@ -181,7 +181,7 @@ def _first_ready(config: BackendConfig, selectors: Sequence[Selector]) -> list[i
     return list(found)[:_MOST_PROBED]
 
 
-def _refused[M: Model](
+def _refused[M: (ReadyExecution, BlockedExecution)](
     config: BackendConfig, model: type[M], pks: Iterable[int], move: Callable[[M], None]
 ) -> list[tuple[M, DatabaseError]]:
     """Those rows, locked, of which the database refuses the move, and its words. Nothing is moved."""
@@ -209,11 +209,13 @@ def _key_of(row: ReadyExecution) -> str | None:
     return keys[0] if keys else None
 
 
-def _set_aside(dialect: Dialect, cursor: CursorWrapper, rows: Sequence[tuple[Model, Exception]]) -> None:
+def _set_aside(
+    dialect: Dialect, cursor: CursorWrapper, rows: Sequence[tuple[ReadyExecution | BlockedExecution, Exception]]
+) -> None:
     for row, refusal in rows:
         table = row._meta.db_table
         dialect.fail_row(cursor, table, row.pk, describe(refusal))
         cursor.execute(f"DELETE FROM {table} WHERE id = %s", [row.pk])
         logger.error(
             "dj_queue: the job %s has failed, as it can be neither claimed nor started: %s", row.job_id, refusal
-        )  # type: ignore[attr-defined]
+        )
