@@ -50,6 +50,7 @@ class TestDjangosOwnWords:
         assert result.errors[0].exception_class is TypeError
 
 
+@pytest.mark.pure  # no database has a part in it
 class TestCost:
     """Each of these took minutes, or all memory, where a path was written for every value."""
 
