@@ -6,6 +6,7 @@ import pytest
 from django.test import Client
 from django.utils import timezone
 
+from dj_queue.api import QueueInfo
 from dj_queue.models import Job, ReadyExecution
 from dj_queue.operations import history
 from dj_queue_admin.dashboard import overview
@@ -60,7 +61,13 @@ def test_a_backlog_beyond_what_is_counted_is_at_least_that(
 def test_no_more_finished_than_are_stored(admin_client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     start = timezone.now() - timedelta(minutes=30)
     at = [start + timedelta(milliseconds=100 * n) for n in range(2000)]
-    store(job_at(each, started_at=each, finished_at=each if n % 600 < 90 else None) for n, each in enumerate(at))
+    jobs = [job_at(each, started_at=each, finished_at=each if n % 600 < 90 else None) for n, each in enumerate(at)]
+    store(jobs)
+    ReadyExecution.objects.bulk_create(
+        ReadyExecution(job=job, backend_alias="default", queue_name="default", priority=0)
+        for job in jobs
+        if job.finished_at is None
+    )
     finished = Job.objects.finished().count()
     note = charts(admin_client)["throughput"].note
     assert note == f"{finished} finished"
@@ -69,3 +76,16 @@ def test_no_more_finished_than_are_stored(admin_client: Client, monkeypatch: pyt
     about = charts(admin_client)["throughput"].note
     assert about.startswith("about ")
     assert int(about.split()[1].replace(",", "")) <= finished
+
+
+def test_a_backlog_of_paused_queues_is_said_to_be_one(admin_client: Client) -> None:
+    def backlog_card() -> tuple[str, str]:
+        card = next(card for card in admin_client.get(DASHBOARD).context["cards"] if card.key == "backlog")
+        return card.value, card.details[-1]
+
+    assert backlog_card() == ("0", "nothing is ready")
+    add.enqueue(1, 2)
+    QueueInfo("default").pause()
+    assert backlog_card() == ("1", "all in paused queues")
+    add.using(queue_name="other").enqueue(1, 2)
+    assert backlog_card()[1].startswith("longest wait ")

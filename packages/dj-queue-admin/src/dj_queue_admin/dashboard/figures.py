@@ -82,7 +82,7 @@ def cards(seen: Observation, links: Links) -> list[Card]:
             (
                 f"{total(queues, 'scheduled')} scheduled",
                 f"{total(queues, 'blocked')} blocked",
-                f"longest wait {duration(max(waits))}" if waits else "nothing waits",
+                f"longest wait {duration(max(waits))}" if waits else _nothing_goes_on(queues),
             ),
         ),
         Card(
@@ -134,6 +134,11 @@ def facts(config: BackendConfig, seen: Observation) -> list[tuple[str, str]]:
         ("recurring", f"{len(config.recurring)} in the settings, {number(len(seen.recurring))} stored"),
         ("semaphores", f"{number(seen.semaphore_count)} in this database"),
     ]
+
+
+def _nothing_goes_on(queues: Iterable[ObservedQueue]) -> str:
+    """Where no queue has a longest wait: none has ready jobs, but for those that are paused."""
+    return "all in paused queues" if total(queues, "ready").count else "nothing is ready"
 
 
 def _by_life(seen: Observation) -> tuple[int, int]:
