@@ -115,10 +115,12 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
 def wait_until(condition: Callable[[], Any], *, seconds: float = 20, what: str = "") -> Any:
     """Wait until the condition is true and return its value."""
     deadline = time.monotonic() + seconds
+    pause = 0.01
     while not (value := condition()):
         if time.monotonic() > deadline:
             pytest.fail(f"not within {seconds} s: {what or condition}", pytrace=True)
-        time.sleep(0.02)
+        time.sleep(pause)
+        pause = min(0.04, 1.2 * pause)  # asking is work, too, beside what is waited for
     return value
 
 
