@@ -1,5 +1,6 @@
 """Every list and every page answers, in every state, on both sites, and shows what it should."""
 
+import re
 from datetime import timedelta
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_what_the_pages_of_the_other_states_tell(everything: dict[str, Any], adm
     # Who holds the key, and who waits, link to each other.
     assert str(everything["claimed"].pk) in page("blocked")
     assert str(everything["blocked"].pk) in page("claimed")
-    assert "in 59 min" in page("scheduled") or "in 1 h" in page("scheduled")
+    assert re.search(r"in (5\d min|1 h)", page("scheduled"))  # as busy as the machine is
     assert "<dd>7</dd>" in page("ready")
 
 
