@@ -337,7 +337,8 @@ class Selection:
         secrets = rules.secrets(task_path, call)
         if any(wanted in secrets.hide(message).lower() for message in messages):
             return True
-        texts = [json.dumps([[name, value] for name, value, _ in rules.call(task_path, call)], ensure_ascii=False)]
+        arguments = rules.call(task_path, call, secrets=secrets)
+        texts = [json.dumps([[name, value] for name, value, _ in arguments], ensure_ascii=False)]
         return any(needle.lower() in text.lower() for text in texts for needle in _as_json(self.text))
 
 
