@@ -18,6 +18,7 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._links: list[_Link] = []
         self.deaf = False  # whether it also freezes whatever is connected from now on
+        self.unanswered = 0  # what was connected since
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -62,7 +63,9 @@ class Proxy:
                 client, _ = self._listener.accept()
                 link = _Link(client, self._connect())
                 self._links.append(link)
-                if not self.deaf:
+                if self.deaf:
+                    self.unanswered += 1
+                else:
                     link.start()
 
     def _connect(self) -> socket.socket:

@@ -1,7 +1,9 @@
 """Tasks of every kind."""
 
+import logging
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,25 @@ def wait_for_file(path: str, seconds: float = 30) -> str:
             raise TimeoutError(path)
         time.sleep(0.01)
     return "seen"
+
+
+@task
+def break_streams_and_wait(path: str) -> None:
+    """As a library does that detaches itself, or sets up logging in its own way."""
+
+    class Broken(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            pass
+
+        def close(self) -> None:
+            raise SystemExit("broken")
+
+    kept.append(Broken())
+    sys.stdout.close()
+    wait_for_file.func(path)
+
+
+kept: list[logging.Handler] = []
 
 
 @task

@@ -1,5 +1,7 @@
 """A server that falls silent without a word: it is noticed, within a bound, and what runs goes on."""
 
+import signal
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,8 +9,10 @@ from pathlib import Path
 import pytest
 from django.db import OperationalError, connection, connections, transaction
 
+from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for, postgresql_peer
 from dj_queue.models import ClaimedExecution
+from dj_queue.runtime.supervisor import AsyncSupervisor
 from tests.conftest import Counts, alive, lines, pid_of, wait_settled, wait_until
 from tests.project import tasks
 from tests.proxies import Proxy
@@ -221,3 +225,42 @@ class TestConnection:
         monkeypatch.setattr(postgresql_peer, "_TO_CONNECT", 2)
         proxy.deaf = True
         assert postgresql_peer._is_working(watched, 1) is None
+
+
+class TestStop:
+    """Signals are heard, and times kept, whatever the server does."""
+
+    @pytest.mark.parametrize("mode", ["fork", "async"])
+    def test_a_server_that_is_silent_does_not_hold_up_a_stop(self, proxy, runtime, mode):
+        options = {"shutdown_timeout": 1, "process_heartbeat_interval": 0.3, "process_alive_threshold": 60}
+        running = runtime("--mode", mode, options=options, environment=proxy.environment, rows=2)
+        proxy.deaf = True
+        proxy.freeze()
+        # The supervisor connects anew for its next beat, as each of its three runners does, and waits.
+        wait_until(lambda: proxy.unanswered >= 4)
+        running.signal(signal.SIGTERM)
+        running.wait(10)
+        assert "the database does not answer, and there is no more time to wait for it" in running.output
+
+
+def test_a_start_that_waits_for_a_silent_server_is_given_up_when_asked(monkeypatch):
+    supervisor = AsyncSupervisor(backend_config())
+    asked, over = threading.Event(), threading.Event()
+
+    def connect(config):
+        asked.set()
+        over.wait(60)
+
+    monkeypatch.setattr("dj_queue.runtime.session.connect", connect)
+
+    def stop():
+        asked.wait(60)
+        supervisor._asked(signal.SIGTERM, None)
+
+    threading.Thread(target=stop, daemon=True).start()
+    try:
+        supervisor.start()
+        assert supervisor.process_id is None
+        supervisor.stop()
+    finally:
+        over.set()

@@ -196,3 +196,14 @@ class TestLocked:
         assert f"what {first.name} had claimed could not be settled in time" in caplog.text
         supervisor._announcer.close(until=0.0)
         supervisor._wakeup.close()
+
+
+@pytest.mark.parametrize("mode", ["fork", "async"])
+def test_a_job_that_is_cut_short_goes_back_though_it_has_broken_the_streams(runtime, tmp_path, mode):
+    running = runtime("--mode", mode, options={"shutdown_timeout": 0.3}, rows=2)
+    tasks.break_streams_and_wait.enqueue(str(tmp_path / "never"))
+    wait_until((tmp_path / "never.started").exists)
+    running.signal(signal.SIGTERM)
+    running.wait()
+    assert states() == {"ready": 1}
+    assert not Process.objects.exists()

@@ -75,16 +75,22 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
 
 def _leave(plan: Plan, end: End | None) -> NoReturn:
     try:
-        logging.shutdown()
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:
-                stream.flush()
+        flush()
         # The last thing of all: until then its threads run on, and what they do to this process is not its word.
         if end is not None:
             plan.board.end = end
     finally:
         # Not sys.exit(): what the parent registered to happen at its exit is the parent's alone.
         os._exit(End.CRASHED if end is None else end)
+
+
+def flush() -> None:
+    """Let out what was logged and printed. A handler or stream that a task has broken is no reason to end otherwise."""
+    with suppress(BaseException):
+        logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(BaseException):
+            stream.flush()
 
 
 def title(name: str) -> None:

@@ -28,6 +28,7 @@ from dj_queue.runtime import host, session, signals
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.announcer import Announcer
 from dj_queue.runtime.child import title
+from dj_queue.runtime.errand import Errand
 from dj_queue.runtime.farewell import Farewell
 from dj_queue.runtime.part import backoff
 from dj_queue.runtime.pidfile import pidfile
@@ -51,6 +52,9 @@ _DRAIN_LOOK = 0.25
 
 # How many ended runners are remembered, for claims of theirs that commit late.
 _REMEMBERED = 1000
+
+# Seconds for which a database that does not answer is waited for once the runtime is to stop, at least.
+_LAST_WORDS = 1.0
 
 # Seconds for which a supervisor waits for a lock; and, in such steps, at its start.
 LONGEST_LOCK = 0.5
@@ -94,6 +98,7 @@ class Supervisor(ABC):
         self._unsettled: list[Ended] = []
         self._wakeup = Wakeup()
         self._announcer = Announcer(config, self.name)
+        self._errand = Errand(f"{self.name}-database")
         self._sightings = processes.Sightings()
         self._gone: dict[int, int] = {}  # by process row: the last claim that a runner of ours, now ended, has started
         self._left_at = leases.now()  # the last look at the runners, on the clock of leases
@@ -101,7 +106,8 @@ class Supervisor(ABC):
         self._unheld: set[int] = set()  # claims without a process, at the last beat
         # Plain values: a signal handler must not wait for a lock that the interrupted code may hold.
         self._stopping = False
-        self._stop_by = math.inf  # on the monotonic clock
+        self._asked_at = math.inf  # to stop; on the monotonic clock, as the next one
+        self._stop_by = math.inf
         self._hurried = False
         self._in_hooks = False
         self._failures = 0
@@ -152,7 +158,6 @@ class Supervisor(ABC):
         """Register, settle what others left, and start every runner."""
         if self.standalone:
             title(self.name)
-            session.connect(self.config)
         self._register_patiently()
         if self.process_id is None:
             return  # told to stop meanwhile
@@ -190,11 +195,13 @@ class Supervisor(ABC):
         of the runner that left it has expired.
         """
         self._stopping = True
+        self._asked_at = min(self._asked_at, time.monotonic())
         farewell = Farewell("supervisor.stop", self, self.config)
         farewell.wait(lambda: self._hurried)
         self._stop_runners()
         self._settle_last()
-        self._on_database(self._deregister)
+        if self.process_id is not None:
+            self._on_database(self._deregister)
         farewell.close(self._stop_by, lambda: self._hurried)
         self._announcer.close(until=self._stop_by)
         farewell = Farewell("supervisor.exit", self, self.config)
@@ -321,13 +328,22 @@ class Supervisor(ABC):
         deadline = time.monotonic() + LONGEST_START
         while not self._stopping:
             try:
-                with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
-                    self._register()
+                self._aside(self._register_once)
             except Error as error:
                 if not transactions.contended(self.config.database_alias, error) or time.monotonic() > deadline:
                     raise
             else:
                 return
+
+    def _register_once(self) -> None:
+        try:
+            if self.standalone:
+                session.connect(self.config)
+            with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
+                self._register()
+        finally:
+            if self.standalone:
+                connections[self.config.database_alias].close()
 
     def _settle_missing(self) -> None:
         recovery.settle_missing(self.config, elsewhere=self._announcer.submit)
@@ -440,8 +456,37 @@ class Supervisor(ABC):
             processes.deregister(self.config, self.process_id)
             self.process_id = None
 
+    def _aside[T](self, work: Callable[[], T]) -> T | None:
+        """Do what may wait for the database, for as long as it takes; None if a stop has no more time for it.
+
+        A server that does not answer, or takes no connection, must not keep this thread from its signals. An embedded
+        supervisor's thread has none to hear.
+        """
+        if not self.standalone:
+            return work()
+        began = time.monotonic()
+
+        def give_up() -> bool:
+            if not self._stopping:
+                return False
+            last = max(began, self._asked_at) + _LAST_WORDS
+            return time.monotonic() > (last if self._hurried or self._stop_by == math.inf else max(last, self._stop_by))
+
+        return self._errand.run(work, give_up=give_up)
+
     def _on_database(self, call: Callable[[], None]) -> bool:
         """Do something on the database; if it is away, say so once and return False."""
+        done = self._aside(partial(self._try_on_database, call))
+        if done is None:
+            self._failures += 1
+            logger.error(
+                "dj_queue %s: the database does not answer, and there is no more time to wait for it. What is not"
+                " recorded there is settled by another supervisor, once heartbeats have expired.",
+                self.name,
+            )
+        return bool(done)
+
+    def _try_on_database(self, call: Callable[[], None]) -> bool:
         try:
             if self.standalone:
                 session.connect(self.config)
@@ -494,6 +539,7 @@ class Supervisor(ABC):
             self._settle_by = min(self._settle_by, time.monotonic())
             self._hurry()
         self._stopping = True
+        self._asked_at = min(self._asked_at, time.monotonic())
         self._wakeup.set()
         if self._in_hooks:
             raise StopAskedError(f"told to stop by {signal.Signals(number).name} before the hook had returned")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import sys
 import threading
 import time
 from types import FrameType
@@ -16,6 +15,7 @@ from django.db import connections
 from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.operations import recovery, transactions
+from dj_queue.runtime.child import flush
 from dj_queue.runtime.plan import Plan
 from dj_queue.runtime.process import End, Runner
 from dj_queue.runtime.supervision import CUT_SHORT, LONGEST_LOCK, Ended, Supervisor
@@ -90,9 +90,7 @@ class AsyncSupervisor(Supervisor):
         """
         if self._running_on:
             self._on_database(self._catch_up)
-            logging.shutdown()
-            for stream in (sys.stdout, sys.stderr):
-                stream.flush()
+            flush()
             self._unsettled += self._running_on
             self._settle_last()
             os._exit(int(end))
