@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# A million rows are stored for each file of these, once: they come first, and stay in one process.
-_MILLIONS = (
+# The longest come first. For most of these a million rows are stored, once: they stay in one process.
+_LONG = (
     "tests/admin/test_cost.py",
     "tests/admin/records/test_cost.py",
     "tests/test_plans.py",
     "tests/monitoring/test_plans.py",
     "tests/semantics/test_million.py",
+    "tests/semantics/test_properties.py",
+    "tests/test_history.py",
 )
 # Tests here wait for processes that they start, and share nothing: each goes where there is room, and they come last.
 _APART = ("tests/connections/", "tests/embedding/", "tests/runtime/", "tests/test_examples.py", "tests/test_readme.py")
@@ -38,8 +40,8 @@ def sort(items: list[pytest.Item]) -> None:
 
     def rank(item: pytest.Item) -> tuple[int, int]:
         file = item.nodeid.partition("::")[0]
-        if file in _MILLIONS:
-            return 0, _MILLIONS.index(file)
+        if file in _LONG:
+            return 0, _LONG.index(file)
         return (2, 0) if _is_apart(file) else (1, -files[file])
 
     items.sort(key=rank)
