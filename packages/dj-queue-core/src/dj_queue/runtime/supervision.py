@@ -255,7 +255,9 @@ class Supervisor(ABC):
 
     def _say(self, line: str) -> None:
         logger.info(line)
-        self.say(line)
+        # To streams that a task, in this process, or whoever reads them, may have closed.
+        with suppress(Exception):
+            self.say(line)
 
     def _run_start_hooks(self) -> None:
         """In this thread, as they may install something there; a signal to stop ends the one that runs."""
