@@ -15,7 +15,7 @@ from dj_queue.operations.jobs import claim_ready_jobs, execute_claimed_job
 from tests.conftest import alive, lines, pid_of, wait_settled, wait_until
 from tests.project import hostile, tasks
 from tests.project.models import Run
-from tests.runtime.test_recovery import ONE_THREAD, enqueue, shorts
+from tests.runtime.test_recovery import EAGER, ONE_THREAD, enqueue, shorts
 from tests.working import states
 
 MODES = pytest.mark.parametrize("mode", ["fork", "async"])
@@ -215,7 +215,8 @@ hooks.on_worker_start(fork)
 
 def test_task_finished_does_not_wait_for_long_jobs(runtime, project, ran, release, tmp_path):
     told = tmp_path / "told"
-    code = f"""
+    # One claim of all four: the thread goes from the short ones to the long one without a pause.
+    code = f"""{EAGER}
 from django.tasks.signals import task_finished
 from tests.project import tasks
 def tell(task_result, **kwargs):
@@ -271,7 +272,8 @@ worker.Worker._room = lambda self: 10 - self._pool.unfinished
 def test_a_worker_that_was_stopped_past_its_lease_starts_everything_in_the_end(runtime, ran):
     """Between lease and threshold: nobody has pruned it, and it may not start what it holds."""
     options = ONE_THREAD | {"process_heartbeat_interval": 0.5, "process_alive_threshold": 10}
-    enqueue(*((tasks.append_line_slowly, str(ran), f"job{n}", 0.01) for n in range(300)))
+    # So short that the next one is taken before a heartbeat gets through.
+    enqueue(*((tasks.append_line_slowly, str(ran), f"job{n}", 0.001) for n in range(3000)))
     running = runtime(options=options, rows=2)
     wait_until(lambda: len(lines(ran)) > 10)
     tree = [running.pid, *Process.objects.values_list("pid", flat=True)]
