@@ -97,6 +97,10 @@ FEATURES: dict[str, tuple[Callable[[], bool], str]] = {
         lambda: hasattr(connection, "transaction_modes"),
         "a transaction locks what it touches, as it touches it",
     ),
+    "locks on tables": (
+        lambda: databases.VENDOR == "postgres",
+        "a transaction locks no table as a whole, or what reads does not wait for it",
+    ),
     "prepared statements": (
         lambda: databases.VENDOR == "postgres",
         "the driver prepares nothing, or planning costs nothing there",

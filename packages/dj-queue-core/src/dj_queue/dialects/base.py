@@ -324,6 +324,15 @@ class Dialect(ABC):
         """Whether it is not the statement that the database refuses: any other would fail as well."""
         return isinstance(error, OperationalError | InterfaceError)
 
+    def is_unanswered(self, error: Exception) -> bool:
+        """Whether the database could not be asked, or had no answer for now; else a value of a row cannot be read.
+
+        What only collides, waits for a lock in vain or takes too long says nothing of any row.
+        """
+        if not isinstance(error, Error):
+            return False
+        return self.is_away(error) or self.is_transient(error) or self.may_pass(error)
+
     def may_pass(self, error: Error) -> bool:
         """Whether the statement was refused for what may be over soon: a lock, the load, a want of room.
 

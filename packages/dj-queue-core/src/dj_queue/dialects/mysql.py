@@ -521,8 +521,10 @@ class MySQL(Dialect):
 
     def _update_jobs(self, cursor: CursorWrapper, outcomes: Sequence[Outcome], worker: str, now: datetime) -> None:
         at = stored_time(cursor, now)
+        # Those of one claim began at one time.
+        starts = {start: stored_time(cursor, start) for start in {each.started_at for each in outcomes}}
         rows = [
-            (each.claim_id, stored_time(cursor, each.started_at), int(each.error is not None), each.return_value)
+            (each.claim_id, starts[each.started_at], int(each.error is not None), each.return_value)
             for each in outcomes
         ]
         sizes = [len(each.return_value or "") for each in outcomes]

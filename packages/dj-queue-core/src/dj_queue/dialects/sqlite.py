@@ -185,6 +185,8 @@ class SQLite(Dialect):
         kept = set(job_ids)
         ours = [outcome for outcome in outcomes if outcome.claim_id in kept]
         updates = [outcome for outcome in ours if preserve or outcome.error]
+        # Those of one claim began at one time.
+        starts = {at: _stored(at) for at in {outcome.started_at for outcome in updates}}
         cursor.executemany(
             "UPDATE dj_queue_jobs SET finished_at = %s, return_value = %s,"
             " started_at = coalesce(started_at, %s), last_attempted_at = %s,"
@@ -193,8 +195,8 @@ class SQLite(Dialect):
                 (
                     None if outcome.error else at,
                     outcome.return_value,
-                    _stored(outcome.started_at),
-                    _stored(outcome.started_at),
+                    starts[outcome.started_at],
+                    starts[outcome.started_at],
                     worker,
                     at,
                     job_ids[outcome.claim_id],

@@ -46,7 +46,7 @@ def past(config: BackendConfig, job_ids: Collection[UUID]) -> dict[UUID, Past]:
     try:
         return {pk: Past(workers(_parsed(names)), pairs(_parsed(errors))) for pk, names, errors in rows}
     except (Error, ValueError) as error:
-        if isinstance(error, Error) and dialect_for(config.database_alias).is_away(error):
+        if dialect_for(config.database_alias).is_unanswered(error):
             raise
         return {}
 

@@ -37,7 +37,7 @@ def latency(config: BackendConfig, queue_name: str) -> float:
             oldest.append(found[1])
             found = rows_since.filter(priority__lt=found[0]).first()
     except Exception as error:
-        if readable.is_away(config.database_alias, error):
+        if dialect_for(config.database_alias).is_unanswered(error):
             raise
         oldest = [since for _, since in readable.read(rows_since[:_BATCH]).rows]
     oldest = [since for since in oldest if since]

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from django.core.exceptions import ObjectDoesNotExist
-from django.db import Error
 from django.db.models import DateTimeField, Model, QuerySet
 
 from dj_queue.dialects import dialect_for
@@ -30,7 +29,7 @@ def read(rows: QuerySet[Any, Any]) -> Rows[Any]:
     try:
         return Rows([whole(row) for row in rows.all()], [])
     except Exception as error:
-        if is_away(rows.db, error):
+        if dialect_for(rows.db).is_unanswered(error):
             raise
     # Without its limit, that its rows can be asked for by their keys.
     each = rows.all()
@@ -46,7 +45,7 @@ def _halve(rows: QuerySet[Any, Any], pks: Sequence[Any], found: Rows[Any]) -> No
     try:
         found.rows.extend([whole(row) for row in rows.filter(pk__in=pks)])
     except Exception as error:
-        if is_away(rows.db, error):
+        if dialect_for(rows.db).is_unanswered(error):
             raise
         if len(pks) > 1:
             middle = len(pks) // 2
@@ -74,16 +73,11 @@ def named(database: str, job_id: object) -> Iterator[None]:
     except ObjectDoesNotExist:
         raise
     except Exception as error:
-        if is_away(database, error):
+        if dialect_for(database).is_unanswered(error):
             raise
         raise UnreadableJobError(
             f"the stored job {job_id} cannot be read: {type(error).__name__}: {error}. Correct its row, or discard it."
         ) from error
-
-
-def is_away(database: str, error: Exception) -> bool:
-    """Whether it is the database that cannot be reached, and no value that cannot be read."""
-    return isinstance(error, Error) and dialect_for(database).is_away(error)
 
 
 def _tell(table: str, pk: object, error: Exception) -> None:

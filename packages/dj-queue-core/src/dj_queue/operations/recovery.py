@@ -23,7 +23,7 @@ from dj_queue.dialects import Dialect, dialect_for, elapsed
 from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, Process
-from dj_queue.operations import processes, readable, results, transactions
+from dj_queue.operations import processes, results, transactions
 from dj_queue.operations.settlement import Recovered, Settlement, of_some
 from dj_queue.serialization import ErrorRecord
 from dj_queue.thread_errors import report
@@ -133,7 +133,7 @@ def survey(
             else:
                 found.unheld[row] = process
     except Exception as error:  # a time of one row keeps no other from being looked at
-        if readable.is_away(config.database_alias, error):
+        if dialect_for(config.database_alias).is_unanswered(error):
             raise
         beats = processes.last_beats(config, rows)
         found.unheld.clear()

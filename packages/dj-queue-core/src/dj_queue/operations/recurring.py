@@ -165,7 +165,7 @@ def enqueue_now(key: str, *, backend_alias: str = "default") -> AnyTaskResult:
     try:
         row = readable.whole(rows.get())
     except (Error, ValueError, TypeError) as error:
-        if readable.is_away(config.database_alias, error):
+        if dialect_for(config.database_alias).is_unanswered(error):
             raise
         raise _unreadable(key, error) from error
     return jobs.store(config, [_prepared(config, row)])[0]

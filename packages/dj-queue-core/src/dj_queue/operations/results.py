@@ -9,7 +9,6 @@ from types import FunctionType, SimpleNamespace
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from django.db import Error
 from django.tasks import Task, TaskResult, TaskResultStatus, signals
 from django.tasks.base import TaskError
 from django.tasks.exceptions import TaskResultDoesNotExist
@@ -99,7 +98,7 @@ def _stored(config: BackendConfig, job_id: UUID) -> tuple[Any, Any, Any] | None:
     try:
         job = rows.select_related(*related).first()
     except Exception as error:  # a value of the row: whatever the driver, or JSON, makes of it
-        if isinstance(error, Error) and dialect_for(config.database_alias).is_away(error):
+        if dialect_for(config.database_alias).is_unanswered(error):
             raise
         return _field_by_field(rows)
     if job is None:
@@ -121,8 +120,10 @@ def _field_by_field(rows: Any) -> tuple[Any, Any, Any] | None:
     def read(name: str) -> Any:
         try:
             return rows.values_list(name, flat=True).first()
-        except Exception:  # that is the one
-            return None
+        except Exception as error:
+            if dialect_for(rows.db).is_unanswered(error):
+                raise
+            return None  # that is the one
 
     job = SimpleNamespace(**{field.attname: read(field.attname) for field in rows.model._meta.concrete_fields})
     job.task_path, job.queue_name = job.task_path or "", job.queue_name or ""
