@@ -108,7 +108,8 @@ def test_masks(monkeypatch: pytest.MonkeyPatch, template: str, key: str, shown: 
 
 
 def test_the_surest_template_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_masks, "_formats", lambda: iter(["{token}", "one:{key}", "{a}:{b}:{c}:{d}:{token}"]))
+    formats = ["{key}", "{token}", "one:{key}", "{a}:{b}:{c}:{d}:{token}"]
+    monkeypatch.setattr(key_masks, "_formats", lambda: iter(formats))
     assert key_masks.masked("one:x") == "one:x"
     assert key_masks.masked("other") == key_masks.HIDDEN
     assert key_masks.masked(":" * 255)  # within no time

@@ -78,7 +78,7 @@ def _masked(key: str, templates: Iterable[_Template]) -> str:
     found = [(each, match) for each in templates if (match := each.pattern.fullmatch(key))]
     if not found:
         return key
-    template, match = max(found, key=lambda one: one[0].literals)
+    template, match = max(found, key=lambda one: (one[0].literals, one[0].hides))
     if not template.hides:
         return key
     for n in range(match.re.groups, 0, -1):

@@ -39,11 +39,12 @@ def _jobs(config: BackendConfig, keys: Iterable[str]) -> list[Any]:
     using = config.database_alias
     wanted = list(keys)
 
-    def first(rows: QuerySet[Any]) -> Subquery:
-        return Subquery(rows.filter(concurrency_key=OuterRef("key")).order_by("pk").values("job_id")[:1])
+    def one(rows: QuerySet[Any]) -> Subquery:
+        return Subquery(rows.filter(concurrency_key=OuterRef("key")).values("job_id")[:1])
 
-    blocked = first(BlockedExecution.objects.using(using))
-    ready = first(ReadyExecution.objects.using(using))
+    # In the order of the index that has the key; by their ids, all of the table might be read for a key without any.
+    blocked = one(BlockedExecution.objects.using(using).order_by("-priority", "id"))
+    ready = one(ReadyExecution.objects.using(using).order_by())
     rows = Semaphore.objects.using(using).filter(key__in=wanted).annotate(blocked=blocked, ready=ready)
     ids = {job_id for pair in rows.values_list("blocked", "ready") for job_id in pair if job_id is not None}
     claims = ClaimedExecution.objects.using(using)
