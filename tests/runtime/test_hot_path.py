@@ -172,6 +172,8 @@ class TestWakeUp:
         reader = wakeup._reader
 
         class Interrupted:
+            fileno = reader.fileno
+
             def recv(self, size):
                 data = reader.recv(size)
                 wakeup.set()
