@@ -9,6 +9,7 @@ from django.db import OperationalError, connection, transaction
 from django.tasks import default_task_backend
 
 from dj_queue.config import backend_config
+from dj_queue.dialects import dialect_for
 from dj_queue.models import Pause
 from dj_queue.operations import queues, transactions
 from tests.project import tasks
@@ -65,3 +66,22 @@ def test_a_result_that_takes_too_long_to_read_is_none_with_holes() -> None:
             release.set()
         done.result()
     assert default_task_backend.get_result(result.id).args == [1, 2]
+
+
+def test_a_read_that_collides_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At SERIALIZABLE a single SELECT may be what the server gives up."""
+    collision = OperationalError("it collided")
+    monkeypatch.setattr(type(dialect_for("default")), "is_transient", lambda self, error: error is collision)
+    monkeypatch.setattr(type(dialect_for("default")), "is_lock_timeout", lambda self, error: False)
+    answers: list[Any] = [collision, collision, "read"]
+
+    def read() -> Any:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert transactions.read("default", read) == "read"
+    answers = [collision, "read"]
+    with transaction.atomic(), pytest.raises(OperationalError):
+        transactions.read("default", read)

@@ -33,8 +33,9 @@ def keep(connection: BaseDatabaseWrapper) -> None:
 def fetch(cursor: CursorWrapper, statement: str, params: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     """Execute a statement, prepared if the session allows it, and return its rows."""
     connection = cursor.db
-    # Wrappers change the text, or look at it.
-    if connection.connection in _sessions and not connection.execute_wrappers:
+    # Wrappers change the text, or look at it; and a log of the queries is to show it with its values.
+    watched = connection.execute_wrappers or connection.queries_logged
+    if connection.connection in _sessions and not watched:
         try:
             with _cursor(connection) as preparing:
                 return _rows(preparing, statement, params)
@@ -65,5 +66,4 @@ def _cursor_class() -> Any:
 
 
 def _cursor(connection: BaseDatabaseWrapper) -> CursorWrapper:
-    raw = _cursor_class()(connection.connection)
-    return connection.make_debug_cursor(raw) if connection.queries_logged else connection.make_cursor(raw)
+    return connection.make_cursor(_cursor_class()(connection.connection))

@@ -105,10 +105,10 @@ def _batches(config: BackendConfig) -> Iterator[list[str]]:
 def _walk(rows: QuerySet[Any], name: str) -> Iterator[list[str]]:
     # In the order of the database: it may have another one than Python.
     keys = rows.order_by(name).values_list(name, flat=True).distinct()
-    batch = list(keys[:_BATCH])
+    batch: list[str] = transactions.read(rows.db, partial(list, keys[:_BATCH]))
     while batch:
         yield batch
-        batch = list(keys.filter(**{f"{name}__gt": batch[-1]})[:_BATCH])
+        batch = transactions.read(rows.db, partial(list, keys.filter(**{f"{name}__gt": batch[-1]})[:_BATCH]))
 
 
 def _recount(

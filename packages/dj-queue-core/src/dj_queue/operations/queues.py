@@ -135,9 +135,9 @@ def _forget_pause(config: BackendConfig, queue_name: str, began: datetime, ended
         return pks[-1] if len(pks) == _BATCH else None
 
     priorities = rows.order_by("-priority").values_list("priority", flat=True)
-    priority = priorities.first()
+    priority = transactions.read(config.database_alias, priorities.first)
     while priority is not None:
         after: int | None = 0
         while after is not None:
             after = transactions.run(config.database_alias, partial(forget, priority, after))
-        priority = priorities.filter(priority__lt=priority).first()
+        priority = transactions.read(config.database_alias, priorities.filter(priority__lt=priority).first)

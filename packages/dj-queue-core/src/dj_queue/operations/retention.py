@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -156,7 +157,7 @@ def _delete(
     deleted = 0
     for _ in range(_TRIES):
         free = deletion.unprotected(rows, config.database_alias, job)
-        ids = list(free.values_list(job, flat=True)[:batch_size])
+        ids = transactions.read(config.database_alias, partial(list, free.values_list(job, flat=True)[:batch_size]))
         deleted, kept = deletion.delete_jobs(config, ids, first)
         if kept:
             tell(kept)

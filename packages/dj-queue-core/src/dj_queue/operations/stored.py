@@ -277,7 +277,8 @@ def _batches[T](
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}.")
-    newest = model._default_manager.using(config.database_alias).order_by("-pk").values_list("pk", flat=True).first()
+    rows = model._default_manager.using(config.database_alias).order_by("-pk")
+    newest = transactions.read(config.database_alias, rows.values_list("pk", flat=True).first)
     if newest is None:
         return
     first_refusal: DatabaseError | None = None

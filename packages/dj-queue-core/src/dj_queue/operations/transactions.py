@@ -189,6 +189,20 @@ def observe[T](database: str, read: Callable[[Dialect, CursorWrapper], T]) -> T:
         return look(dialect, cursor)
 
 
+def read[T](database: str, call: Callable[[], T]) -> T:
+    """Read outside any transaction of ours; again where it only collided, as a read may at SERIALIZABLE."""
+    dialect = dialect_for(database)
+    for attempt in range(1, _ATTEMPTS):
+        try:
+            return call()
+        except OperationalError as error:
+            collided = dialect.is_transient(error) and not dialect.is_lock_timeout(error)
+            if not collided or connections[database].in_atomic_block:
+                raise
+        time.sleep(random.uniform(0, _FIRST_PAUSE * 2 ** (attempt - 1)))
+    return call()
+
+
 def look(database: str, read: Callable[[Dialect, CursorWrapper], bool]) -> bool:
     """Read once, outside any transaction of ours; no statement where the dialect has nothing to ask."""
     with connections[database].cursor() as cursor:
