@@ -14,6 +14,7 @@ processes that tests start find it in their environment.
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 import uuid
 import warnings
@@ -41,7 +42,8 @@ _ROOM = 6 * 2**30
 def fast_folder(prefix: str) -> Path:
     """A new folder, in memory where there is room."""
     memory = Path("/dev/shm")
-    there = memory.is_dir() and os.access(memory, os.W_OK)
+    # Others read the settings as well, and may end without a word: a type checker leaves its folder behind.
+    there = "pytest" in sys.modules and memory.is_dir() and os.access(memory, os.W_OK)
     if there:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         there = min(free, shutil.disk_usage(memory).free) > _ROOM
