@@ -13,6 +13,7 @@ from django.tasks import TaskResultStatus
 from django.test import TestCase, TransactionTestCase
 from django.utils import timezone
 
+from dj_queue import identifiers
 from dj_queue.api import QueueInfo, enqueue_on_commit
 from dj_queue.models import ClaimedExecution, ReadyExecution
 from dj_queue.testing import arun_jobs, assert_enqueued, assert_not_enqueued, enqueued_jobs, run_jobs, running
@@ -21,6 +22,12 @@ from tests.project.models import Run
 from tests.working import states
 
 HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(autouse=True)
+def clock_of_ids(monkeypatch):
+    """Ids never go back in time: after a clock of 2101, those of all other tests would be of that year."""
+    monkeypatch.setattr(identifiers, "_last_tick", identifiers._last_tick)
 
 
 class Shared:
