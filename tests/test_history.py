@@ -54,7 +54,7 @@ def test_nothing_happened() -> None:
 
 def test_few_jobs_are_exact() -> None:
     now = timezone.now()
-    at = now - timedelta(minutes=30)
+    at = (now - timedelta(minutes=30)).replace(second=0, microsecond=0)  # all begin in one step
     second = timedelta(seconds=1)
     waits = [1, 2, 3, 4, 50]
     store(job_at(at, started_at=at + wait * second, finished_at=at + 600 * second, worker_ids=["w"]) for wait in waits)
