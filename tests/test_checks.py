@@ -17,7 +17,7 @@ from dj_queue.config import BACKEND_PATH
 from dj_queue.dialects import dialect_for
 from dj_queue.models import Job
 from dj_queue.routers import DjQueueRouter
-from dj_queue.runtime import budget
+from dj_queue.runtime import connection_budget
 
 FOREIGN = {"BACKEND": "django.tasks.backends.dummy.DummyBackend"}
 
@@ -364,7 +364,7 @@ def allowing(monkeypatch):
     """The servers allow so many connections. Nobody asks them."""
 
     def allow(count):
-        monkeypatch.setattr(budget, "_limit", lambda database: count)
+        monkeypatch.setattr(connection_budget, "_limit", lambda database: count)
 
     return allow
 
@@ -424,14 +424,14 @@ def test_a_server_that_does_not_answer_is_not_this_checks_to_report(monkeypatch)
     def refuse(database):
         raise OperationalError("away")
 
-    monkeypatch.setattr(budget, "_limit", refuse)
+    monkeypatch.setattr(connection_budget, "_limit", refuse)
     with tasks():
         assert checks.check_connections(databases=["default"]) == []
 
 
 @pytest.mark.django_db
 def test_the_command_asks_the_server_where_django_checks_databases(capsys):
-    if not budget._limit("default"):
+    if not connection_budget._limit("default"):
         pytest.skip("the database sets no limit")
     with tasks(workers={"threads": 5000}):
         call_command("check")
@@ -442,7 +442,7 @@ def test_the_command_asks_the_server_where_django_checks_databases(capsys):
 
 @pytest.mark.django_db
 def test_the_servers_limit_is_what_is_left_for_this_user():
-    limit = budget._limit("default")
+    limit = connection_budget._limit("default")
     if limit is None:
         pytest.skip("the database sets no limit")
     with connection.cursor() as cursor:

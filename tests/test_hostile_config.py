@@ -12,7 +12,7 @@ import pytest
 from django.core.exceptions import ImproperlyConfigured
 
 from dj_queue.config import BACKEND_PATH, Overrides, load_config
-from dj_queue.config.mistakes import shown
+from dj_queue.config.problems import shown
 
 pytestmark = pytest.mark.once  # no database has a part in it
 

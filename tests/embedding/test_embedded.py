@@ -45,7 +45,7 @@ def embedded(settings):
 def at_exit(monkeypatch):
     """What would be called at the process's exit."""
     calls = []
-    monkeypatch.setattr("dj_queue.runtime.threaded.atexit", SimpleNamespace(register=calls.append))
+    monkeypatch.setattr("dj_queue.runtime.supervisor.threads.atexit", SimpleNamespace(register=calls.append))
     return calls
 
 

@@ -40,16 +40,16 @@ def say_drained_in_a_child(ran: str) -> None:
     """A child that writes whatever it can reach of the runner's, before the process ends with the same code."""
     import gc
 
-    from dj_queue.runtime.board import Board
+    from dj_queue.runtime.shared_state import SharedState
 
     append_line.func(ran, "forked")
     pid = os.fork()
     if pid == 0:
         try:
-            for board in [each for each in gc.get_objects() if isinstance(each, Board)]:
-                board.end = 0
-                board.process_id = None
-                board.started(2**40)
+            for shared in [each for each in gc.get_objects() if isinstance(each, SharedState)]:
+                shared.end = 0
+                shared.process_id = None
+                shared.started(2**40)
             Path(f"{ran}.written").touch()
         finally:
             os._exit(0)

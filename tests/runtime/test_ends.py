@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from dj_queue.models import Process
-from dj_queue.runtime.board import Board
-from dj_queue.runtime.plan import Plan
-from dj_queue.runtime.process import End
+from dj_queue.runtime.runner import End
+from dj_queue.runtime.shared_state import SharedState
+from dj_queue.runtime.supervisor.slots import Slot
 from tests.conftest import lines, pid_of, wait_settled, wait_until
 from tests.project import exits, tasks
 from tests.runtime.test_recovery import EXIT, ONE_THREAD, enqueue, failures
@@ -91,40 +91,40 @@ def sabotage(worker):
         assert running.stop() == 0
 
 
-class TestBoard:
+class TestSharedState:
     def test_what_is_forked_from_its_writer_writes_nothing(self):
-        board = Board()
-        board.process_id = 7
-        board.started(11)
+        shared = SharedState()
+        shared.process_id = 7
+        shared.started(11)
         pid = os.fork()
         if pid == 0:
             try:
-                board.process_id = 8
-                board.started(12)
-                board.end = End.DRAINED
+                shared.process_id = 8
+                shared.started(12)
+                shared.end = End.DRAINED
             finally:
                 os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
-        assert (board.process_id, board.started_up_to, board.end) == (7, 11, None)
+        assert (shared.process_id, shared.started_up_to, shared.end) == (7, 11, None)
 
     def test_who_takes_it_writes_for_whoever_made_it(self):
-        board = Board()
+        shared = SharedState()
         pid = os.fork()
         if pid == 0:
             try:
-                board.take()
-                board.end = End.UNFINISHED
+                shared.take()
+                shared.end = End.UNFINISHED
             finally:
                 os._exit(0)
         assert os.waitpid(pid, 0)[1] == 0
-        assert board.end == End.UNFINISHED
+        assert shared.end == End.UNFINISHED
 
     def test_what_the_last_one_said_does_not_count_for_the_next(self):
-        plan = Plan("worker", "worker-1", lambda *_: None, Board())
-        plan.board.end = End.DRAINED
-        plan.board.process_id = 7
-        plan.board.started(11)
-        assert plan.end is End.DRAINED
-        plan.begin()
-        assert plan.end is End.CRASHED
-        assert (plan.board.process_id, plan.board.started_up_to) == (None, 0)
+        slot = Slot("worker", "worker-1", lambda *_: None, SharedState())
+        slot.shared.end = End.DRAINED
+        slot.shared.process_id = 7
+        slot.shared.started(11)
+        assert slot.end is End.DRAINED
+        slot.begin()
+        assert slot.end is End.CRASHED
+        assert (slot.shared.process_id, slot.shared.started_up_to) == (None, 0)

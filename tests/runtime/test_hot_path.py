@@ -23,11 +23,11 @@ from django.utils import timezone
 from dj_queue import hooks
 from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for
+from dj_queue.error_reporting import report
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, Process
 from dj_queue.operations import execution
 from dj_queue.runtime.pool import Pool
 from dj_queue.runtime.wakeup import Wakeup
-from dj_queue.thread_errors import report
 from tests import databases
 from tests.conftest import Counts, lines, pid_of, wait_settled, wait_until
 from tests.project import tasks

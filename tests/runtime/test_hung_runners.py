@@ -12,8 +12,8 @@ from django.db.models.functions import Now
 from dj_queue.config import backend_config
 from dj_queue.models import Process
 from dj_queue.runtime import lease as leases
-from dj_queue.runtime.plan import Plan, plans
 from dj_queue.runtime.supervisor import ForkSupervisor
+from dj_queue.runtime.supervisor.slots import Slot, slots
 from tests.conftest import alive, lines, pid_of, wait_settled, wait_until
 from tests.project import tasks
 from tests.runtime.test_recovery import EXIT, ONE_THREAD, WATCHFUL, enqueue, failures
@@ -149,10 +149,10 @@ class TestVerdict:
         supervisor._wakeup.close()
 
     @pytest.fixture
-    def plan(self, supervisor) -> Plan:
-        plan = plans(supervisor.config)[0]
-        plan.begin(patience=300)
-        return plan
+    def slot(self, supervisor) -> Slot:
+        slot = slots(supervisor.config)[0]
+        slot.begin(patience=300)
+        return slot
 
     def look_until(self, clock, supervisor, moment):
         while clock.now < moment:
@@ -160,32 +160,32 @@ class TestVerdict:
             supervisor._notice_gap()
             supervisor._left_at = clock.now
 
-    def test_a_start_has_its_time(self, clock, supervisor, plan):
+    def test_a_start_has_its_time(self, clock, supervisor, slot):
         self.look_until(clock, supervisor, 10_300)
-        assert not supervisor._hangs(plan)
+        assert not supervisor._hangs(slot)
         self.look_until(clock, supervisor, 10_310)
-        assert supervisor._hangs(plan)
+        assert supervisor._hangs(slot)
 
-    def test_the_lease_tells_before_others_prune(self, clock, supervisor, plan):
-        runner = plan.make(None, plan.board)
+    def test_the_lease_tells_before_others_prune(self, clock, supervisor, slot):
+        runner = slot.make(None, slot.shared)
         runner.lease.renew(clock.now)
         self.look_until(clock, supervisor, 10_285)  # the runner itself may try one last heartbeat until then
-        assert not supervisor._hangs(plan)
+        assert not supervisor._hangs(slot)
         self.look_until(clock, supervisor, 10_299)
-        assert supervisor._hangs(plan)
+        assert supervisor._hangs(slot)
         runner.lease.renew(clock.now)
-        assert not supervisor._hangs(plan)
+        assert not supervisor._hangs(slot)
         runner.wakeup.close()
 
-    def test_after_a_sleep_of_the_machine_runners_have_a_beat_to_come_to_themselves(self, clock, supervisor, plan):
+    def test_after_a_sleep_of_the_machine_runners_have_a_beat_to_come_to_themselves(self, clock, supervisor, slot):
         clock.now += 8 * 3600
         supervisor._notice_gap()
-        assert not supervisor._hangs(plan)
+        assert not supervisor._hangs(slot)
         supervisor._left_at = clock.now
         self.look_until(clock, supervisor, clock.now + 60 + 25)
-        assert not supervisor._hangs(plan)
+        assert not supervisor._hangs(slot)
         self.look_until(clock, supervisor, clock.now + 10)
-        assert supervisor._hangs(plan)
+        assert supervisor._hangs(slot)
 
 
 def test_a_runner_that_waits_for_the_database_says_so(monkeypatch):
@@ -196,7 +196,7 @@ def test_a_runner_that_waits_for_the_database_says_so(monkeypatch):
     seen = []
 
     def away(call):
-        seen.append(worker.board.until - leases.now())
+        seen.append(worker.shared.until - leases.now())
         if len(seen) == 3:
             worker.request_stop()
         return 0.01

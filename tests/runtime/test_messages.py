@@ -12,7 +12,7 @@ from dj_queue.config import backend_config
 from dj_queue.models import Process
 from dj_queue.operations import processes
 from dj_queue.runtime import host
-from dj_queue.runtime.process import SupervisorSeen
+from dj_queue.runtime.runner import SupervisorSeen
 from dj_queue.runtime.supervisor import AsyncSupervisor
 from tests.conftest import lines, wait_until
 

@@ -12,7 +12,7 @@ from dj_queue.config import backend_config
 from dj_queue.dialects import dialect_for
 from dj_queue.models import Process
 from dj_queue.operations import processes
-from dj_queue.runtime import session
+from dj_queue.runtime import connect
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
 from tests.conftest import lines, pid_of, wait_settled, wait_until
@@ -65,7 +65,7 @@ class TestHeart:
         def refuse(config):
             raise OperationalError("too many connections")
 
-        monkeypatch.setattr(session, "connect", refuse)
+        monkeypatch.setattr(connect, "to_database", refuse)
         config = replace(backend_config(), process_heartbeat_interval=0.05, process_alive_threshold=60.0)
         row = processes.register(config, kind="Worker", name="worker-1", pid=1, hostname="here", metadata={})
         lapses = []

@@ -19,10 +19,10 @@ from django.utils import timezone
 from dj_queue.config import backend_config
 from dj_queue.models import BlockedExecution, ClaimedExecution, FailedExecution, Job, Process, Semaphore
 from dj_queue.operations import execution, processes, recovery
-from dj_queue.runtime import plan as plans
-from dj_queue.runtime.board import Board
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
+from dj_queue.runtime.shared_state import SharedState
+from dj_queue.runtime.supervisor import slots
 from tests.conftest import Counts, alive, lines, pid_of, wait_settled, wait_until
 from tests.project import tasks
 from tests.working import WORKER, claim, run, states
@@ -605,7 +605,7 @@ class TestHeartbeat:
                 return answer
 
             monkeypatch.setattr(processes, "heartbeat", beat)
-            monkeypatch.setattr("dj_queue.runtime.session.connect", lambda config: None)
+            monkeypatch.setattr("dj_queue.runtime.connect.to_database", lambda config: None)
             config = replace(backend_config(), process_heartbeat_interval=0.05, process_alive_threshold=threshold)
             lapses = []
             heart = Heartbeat(config, "worker", 1, Lease(threshold), lambda: lapses.append(True))
@@ -648,18 +648,18 @@ class TestBackoff:
                 return self.now
 
         clock = Clock()
-        monkeypatch.setattr(plans, "time", clock)
+        monkeypatch.setattr(slots, "time", clock)
         return clock
 
     def waits(self, clock, lives, *, failed=True):
-        plan = plans.Plan("worker", "worker-1", lambda _: None, Board())
+        slot = slots.Slot("worker", "worker-1", lambda _: None, SharedState())
         found = []
         for life in lives:
-            plan.started()
+            slot.started()
             clock.now += life
-            plan.ended(failed=failed)
-            found.append(plan.due_at - clock.now)
-            clock.now = plan.due_at
+            slot.ended(failed=failed)
+            found.append(slot.due_at - clock.now)
+            clock.now = slot.due_at
         return found
 
     def test_the_first_death_costs_only_the_restart(self, clock):

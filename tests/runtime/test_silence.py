@@ -10,7 +10,8 @@ import pytest
 from django.db import OperationalError, connection, connections, transaction
 
 from dj_queue.config import backend_config
-from dj_queue.dialects import dialect_for, postgresql_peer
+from dj_queue.dialects import dialect_for
+from dj_queue.dialects.postgresql import liveness
 from dj_queue.models import ClaimedExecution
 from dj_queue.runtime.supervisor import AsyncSupervisor
 from tests.conftest import Counts, alive, lines, pid_of, wait_settled, wait_until
@@ -21,11 +22,11 @@ from tests.runtime.test_recovery import ONE_THREAD, WATCHFUL, enqueue, failures,
 
 # As in life, but sooner.
 SOON = """
-from dj_queue.dialects import postgresql_peer
+from dj_queue.dialects.postgresql import liveness
 from dj_queue.runtime import listener, worker
 
-postgresql_peer.PATIENCE = 0.5
-postgresql_peer.LONGEST = 3.0
+liveness.PATIENCE = 0.5
+liveness.LONGEST = 3.0
 listener._PING = 0.5
 """
 
@@ -115,7 +116,7 @@ class TestRuntime:
         assert running.stop() == 0
 
     def test_a_statement_that_takes_long_is_left_alone_and_holds_up_no_heartbeat(self, proxy, runtime, project, ran):
-        code = SOON + "postgresql_peer.LONGEST = 1.0\n"
+        code = SOON + "liveness.LONGEST = 1.0\n"
         running = runtime(
             "--only-work", options=ONE_THREAD | WATCHFUL, environment=project(code) | proxy.environment, rows=1
         )
@@ -169,13 +170,13 @@ class TestConnection:
 
     @pytest.fixture
     def watched(self, proxy, monkeypatch):
-        monkeypatch.setattr(postgresql_peer, "PATIENCE", 0.3)
-        monkeypatch.setattr(postgresql_peer, "LONGEST", 1.0)
+        monkeypatch.setattr(liveness, "PATIENCE", 0.3)
+        monkeypatch.setattr(liveness, "LONGEST", 1.0)
         other = connection.copy(alias="watched")
         other.settings_dict = proxy.settings
         connections["watched"] = other
         other.connect()
-        postgresql_peer.watch(other)
+        liveness.watch(other)
         yield other
         other.close()
         del connections["watched"]
@@ -200,7 +201,7 @@ class TestConnection:
 
     def test_is_given_up_where_nobody_can_be_asked(self, proxy, watched, monkeypatch):
         began = time.monotonic()
-        monkeypatch.setattr(postgresql_peer, "_is_working", lambda connection, pid: None)
+        monkeypatch.setattr(liveness, "_is_working", lambda connection, pid: None)
         proxy.freeze()
         with watched.cursor() as cursor, pytest.raises(OperationalError, match="no longer answers"):
             cursor.execute("SELECT 2")
@@ -214,17 +215,17 @@ class TestConnection:
 
     def test_what_is_asked(self, watched):
         pid = watched.connection.pgconn.backend_pid
-        assert postgresql_peer._is_working(watched, pid) is False
-        assert postgresql_peer._is_working(watched, 0) is False
+        assert liveness._is_working(watched, pid) is False
+        assert liveness._is_working(watched, 0) is False
 
     def test_a_pooler_in_between_hides_the_session(self, watched, monkeypatch):
-        monkeypatch.setattr(postgresql_peer, "_ASK", postgresql_peer._ASK.replace("pg_backend_pid()", "0"))
-        assert postgresql_peer._is_working(watched, watched.connection.pgconn.backend_pid) is None
+        monkeypatch.setattr(liveness, "_ASK", liveness._ASK.replace("pg_backend_pid()", "0"))
+        assert liveness._is_working(watched, watched.connection.pgconn.backend_pid) is None
 
     def test_nobody_to_ask(self, proxy, watched, monkeypatch):
-        monkeypatch.setattr(postgresql_peer, "_TO_CONNECT", 2)
+        monkeypatch.setattr(liveness, "_TO_CONNECT", 2)
         proxy.deaf = True
-        assert postgresql_peer._is_working(watched, 1) is None
+        assert liveness._is_working(watched, 1) is None
 
 
 class TestStop:
@@ -251,7 +252,7 @@ def test_a_start_that_waits_for_a_silent_server_is_given_up_when_asked(monkeypat
         asked.set()
         over.wait(60)
 
-    monkeypatch.setattr("dj_queue.runtime.session.connect", connect)
+    monkeypatch.setattr("dj_queue.runtime.connect.to_database", connect)
 
     def stop():
         asked.wait(60)

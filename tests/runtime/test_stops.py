@@ -14,9 +14,9 @@ from django.utils import timezone
 from dj_queue.config import backend_config
 from dj_queue.models import FailedExecution, Process, ReadyExecution, Semaphore
 from dj_queue.operations import processes, recovery, transactions
-from dj_queue.runtime.process import End
-from dj_queue.runtime.supervision import Ended
+from dj_queue.runtime.runner import End
 from dj_queue.runtime.supervisor import AsyncSupervisor
+from dj_queue.runtime.supervisor.base import Ended
 from tests.conftest import lines, wait_settled, wait_until
 from tests.project import tasks
 from tests.runtime.test_recovery import EXIT, ONE_THREAD, WATCHFUL, enqueue
@@ -174,11 +174,11 @@ class TestLocked:
     @pytest.mark.django_db(transaction=True)
     def test_one_place_keeps_no_other_from_being_filled(self, monkeypatch, caplog):
         supervisor = AsyncSupervisor(backend_config(), standalone=False)
-        first, second = supervisor._plans[:2]
+        first, second = supervisor._slots[:2]
         contended = []
 
         def settle(ended):
-            if ended.plan is first:
+            if ended.slot is first:
                 contended.append(ended)
                 raise OperationalError("database is locked")
 
@@ -187,7 +187,7 @@ class TestLocked:
         supervisor._unsettled = [Ended(first, End.CRASHED), Ended(second, End.CRASHED)]
         supervisor._settle()
         assert supervisor._waiting == [second]
-        assert [ended.plan for ended in supervisor._unsettled] == [first]
+        assert [ended.slot for ended in supervisor._unsettled] == [first]
         assert "others hold locks" in caplog.text
         supervisor._stopping = True
         supervisor._settle_last()

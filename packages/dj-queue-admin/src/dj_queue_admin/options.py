@@ -15,7 +15,7 @@ from django.core.checks import CheckMessage, Error
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 
-from dj_queue.config.mistakes import Mistakes, Place
+from dj_queue.config.problems import Mistakes, Place
 from dj_queue.key_masks import SENSITIVE
 
 SETTING = "DJ_QUEUE_ADMIN"

@@ -14,10 +14,10 @@ from uuid import UUID
 from asgiref.sync import sync_to_async
 from django.db import transaction
 
-from dj_queue.annotations import AnyTask
 from dj_queue.backend import DjQueueBackend
 from dj_queue.config import BackendConfig, backend_config
 from dj_queue.serialization import is_storable
+from dj_queue.types import AnyTask
 
 if TYPE_CHECKING:
     from dj_queue.models import Job, RecurringTask

@@ -11,8 +11,8 @@ from asgiref.sync import sync_to_async
 from django.tasks.backends.base import BaseTaskBackend
 from django.tasks.exceptions import InvalidTask
 
-from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.serialization import storable
+from dj_queue.types import AnyTask, AnyTaskResult
 
 if TYPE_CHECKING:
     from django.tasks import Task, TaskResult

@@ -47,7 +47,7 @@ from dj_queue.config import (
 )
 from dj_queue.dialects import dialect_for, has_schemas
 from dj_queue.exceptions import TaskPathError
-from dj_queue.runtime import budget
+from dj_queue.runtime import connection_budget
 
 TAG = "dj_queue"
 
@@ -265,7 +265,7 @@ def check_pools(app_configs: object = None, **kwargs: Any) -> list[CheckMessage]
     return [
         checks.Warning(shortage.message, hint=shortage.hint, id="dj_queue.W004")
         for config in _readable()
-        for shortage in budget.pool_shortages(config)
+        for shortage in connection_budget.pool_shortages(config)
     ]
 
 
@@ -290,11 +290,11 @@ def check_connections(
     found: list[CheckMessage] = []
     left = [config for config in _readable() if config.database_alias in (databases or ())]
     while left:
-        together = [config for config in left if budget.same_server(left[0], config)]
+        together = [config for config in left if connection_budget.same_server(left[0], config)]
         left = [config for config in left if config not in together]
         # A server that does not answer, or cannot be asked at all, is somebody else's to report.
         with suppress(Error, ImproperlyConfigured):
-            shortage = budget.server_shortage(together)
+            shortage = connection_budget.server_shortage(together)
             if shortage:
                 found.append(checks.Warning(shortage.message, hint=shortage.hint, id="dj_queue.W003"))
     return found

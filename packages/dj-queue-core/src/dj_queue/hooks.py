@@ -10,7 +10,7 @@ from typing import Any, overload
 
 from dj_queue import callouts
 from dj_queue.config import BackendConfig
-from dj_queue.thread_errors import report
+from dj_queue.error_reporting import report
 
 type Hook = Callable[[Any], object]
 

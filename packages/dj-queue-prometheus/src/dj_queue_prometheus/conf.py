@@ -11,7 +11,7 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from dj_queue.config import managed_aliases
-from dj_queue.config.mistakes import Mistakes, Place
+from dj_queue.config.problems import Mistakes, Place
 
 SETTING = "DJ_QUEUE_PROMETHEUS"
 _KNOWN = ("port", "address", "most_series")

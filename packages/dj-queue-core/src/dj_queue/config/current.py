@@ -11,10 +11,10 @@ from django.core.signals import setting_changed
 
 from dj_queue.config import sources
 from dj_queue.config.files import read_yaml
-from dj_queue.config.mistakes import Mistakes, Place
 from dj_queue.config.model import LEAST_BEATS, BackendConfig, Overrides
 from dj_queue.config.options import Given, merge, read_values
 from dj_queue.config.overrides import read_overrides
+from dj_queue.config.problems import Mistakes, Place
 from dj_queue.config.readers import known_databases
 
 # Everything read so far. Replaced whole, never emptied: a thread that is still loading what has

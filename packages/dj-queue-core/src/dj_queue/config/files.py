@@ -4,7 +4,7 @@ import os
 import stat
 from typing import Any
 
-from dj_queue.config.mistakes import Mistakes, Place, shown
+from dj_queue.config.problems import Mistakes, Place, shown
 
 # Far above any real configuration, and read in a fraction of a second.
 _MOST_BYTES = 128 * 1024

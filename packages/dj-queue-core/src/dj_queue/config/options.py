@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from dj_queue.config import readers as read
-from dj_queue.config.mistakes import Mistakes, Place
 from dj_queue.config.model import DispatcherConfig, SchedulerConfig, WorkerConfig
+from dj_queue.config.problems import Mistakes, Place
 from dj_queue.config.recurring import recurring
 
 WORKER: dict[str, read.Reader] = {

@@ -4,9 +4,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from dj_queue.config.mistakes import Mistakes, Place
 from dj_queue.config.model import Overrides
 from dj_queue.config.options import OPTIONS
+from dj_queue.config.problems import Mistakes, Place
 
 PLACE = Place("cli_overrides")
 

@@ -13,7 +13,7 @@ from django.apps import apps
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from dj_queue.config.mistakes import Mistakes, Place, listed, nearest
+from dj_queue.config.problems import Mistakes, Place, listed, nearest
 
 type Reader = Callable[[Any, Place, Mistakes], Any]
 

@@ -7,8 +7,8 @@ from datetime import datetime
 from functools import partial
 from typing import Any
 
-from dj_queue.config.mistakes import Mistakes, Place
 from dj_queue.config.model import RecurringConfig
+from dj_queue.config.problems import Mistakes, Place
 from dj_queue.config.readers import (
     Reader,
     Scalar,

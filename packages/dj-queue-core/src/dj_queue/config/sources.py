@@ -8,10 +8,10 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 
 from dj_queue.config.files import read_yaml
-from dj_queue.config.mistakes import Mistakes, Place, listed, nearest, shown
 from dj_queue.config.model import Overrides
 from dj_queue.config.options import Given, Layer
 from dj_queue.config.overrides import PLACE as OVERRIDES
+from dj_queue.config.problems import Mistakes, Place, listed, nearest, shown
 
 BACKEND_PATH = "dj_queue.backend.DjQueueBackend"
 

@@ -20,7 +20,6 @@ from django.db import transaction
 from django.db.backends.utils import CursorWrapper
 
 from dj_queue import events, key_format
-from dj_queue.annotations import AnyTask
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, UnblockedJob
 from dj_queue.dialects.base import lasting
@@ -28,6 +27,7 @@ from dj_queue.exceptions import ArgumentsError, EnqueueError
 from dj_queue.models import BlockedExecution, Job, ReadyExecution, Semaphore
 from dj_queue.operations import transactions
 from dj_queue.serialization import describe, storable
+from dj_queue.types import AnyTask
 
 # What `dispatch` reads of a job.
 DECIDING = (

@@ -22,7 +22,6 @@ from django.tasks import Task, TaskContext
 from django.tasks.base import TaskError
 
 from dj_queue import callouts, events
-from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.exceptions import NotJSONError, NotUTF8Error, UnreadableJobError
@@ -30,6 +29,7 @@ from dj_queue.models import ClaimedExecution
 from dj_queue.operations import attempts, concurrency, deletion, obstacles, recording, results, retention, transactions
 from dj_queue.operations.recording import Claiming, Job, Recorded
 from dj_queue.serialization import ErrorRecord, describe, dump, normalize
+from dj_queue.types import AnyTaskResult
 
 logger = logging.getLogger("dj_queue")
 

@@ -15,7 +15,6 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from dj_queue import events
-from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Dialect, LimitedJob, NewJob, Selector, dialect_for
 from dj_queue.exceptions import (
@@ -41,6 +40,7 @@ from dj_queue.operations.stored import (
     retry_failed_jobs,
 )
 from dj_queue.serialization import describe, dump, is_storable, normalize
+from dj_queue.types import AnyTask, AnyTaskResult
 
 __all__ = [
     "claim_ready_jobs",

@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 from django.db import Error, IntegrityError, connections
 from django.db.backends.utils import CursorWrapper
 
-from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Claim, Dialect, Outcome, Selector, dialect_for
 from dj_queue.operations import deletion, maintenance, transactions
 from dj_queue.operations.attempts import Past
 from dj_queue.serialization import ErrorRecord, describe
+from dj_queue.types import AnyTaskResult
 
 # Where time may help, an outcome of so many characters is tried so often before the job fails: each takes its time ...
 _TRIES = ((1024 * 1024, 2), (8 * 1024, 3))

@@ -20,13 +20,13 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from dj_queue import events
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for, elapsed
+from dj_queue.error_reporting import report
 from dj_queue.events import Elsewhere
 from dj_queue.exceptions import DjQueueError, ProcessExitError, ProcessMissingError, ProcessPrunedError
 from dj_queue.models import ClaimedExecution, Process
 from dj_queue.operations import processes, results, transactions
 from dj_queue.operations.settlement import Recovered, Settlement, of_some
 from dj_queue.serialization import ErrorRecord
-from dj_queue.thread_errors import report
 
 
 def _record(kind: type[DjQueueError], message: str) -> ErrorRecord:

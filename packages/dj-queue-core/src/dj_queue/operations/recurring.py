@@ -13,14 +13,14 @@ from django.db.backends.utils import CursorWrapper
 from django.db.models import QuerySet
 from django.tasks.exceptions import InvalidTask
 
-from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig, RecurringConfig, SchedulerConfig, backend_config, read_recurring_task
 from dj_queue.dialects import Dialect, dialect_for
+from dj_queue.error_reporting import report
 from dj_queue.exceptions import AlreadyRecorded, EnqueueError, TaskPathError
 from dj_queue.models import RecurringExecution, RecurringTask
 from dj_queue.operations import jobs, readable, results, schedulers, transactions
 from dj_queue.operations.schedule import as_stored, aware, latest_tick
-from dj_queue.thread_errors import report
+from dj_queue.types import AnyTaskResult
 
 logger = logging.getLogger("dj_queue")
 

@@ -15,12 +15,12 @@ from django.tasks.exceptions import TaskResultDoesNotExist
 from django.utils.module_loading import import_string
 
 from dj_queue import callouts
-from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import BACKEND_PATH, BackendConfig
 from dj_queue.dialects import Claim, dialect_for
 from dj_queue.exceptions import TaskPathError
 from dj_queue.operations import attempts
 from dj_queue.serialization import describe
+from dj_queue.types import AnyTask, AnyTaskResult
 
 logger = logging.getLogger("dj_queue")
 

@@ -12,10 +12,10 @@ from django.db.models import Q
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, Outcome, dialect_for
+from dj_queue.error_reporting import report
 from dj_queue.models import ClaimedExecution, FailedExecution, Job, ReadyExecution
 from dj_queue.operations import attempts, batches, concurrency, maintenance, readable, transactions
 from dj_queue.serialization import ErrorRecord
-from dj_queue.thread_errors import report
 
 _MOST_TOLD = 1000
 _told: set[int] = set()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from django.db import connections
 
 from dj_queue.config import BackendConfig
-from dj_queue.thread_errors import report
+from dj_queue.error_reporting import report
 
 logger = logging.getLogger("dj_queue")
 

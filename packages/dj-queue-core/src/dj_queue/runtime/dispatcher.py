@@ -8,9 +8,9 @@ from typing import Any
 from dj_queue.config import BackendConfig, DispatcherConfig
 from dj_queue.models import Process
 from dj_queue.operations import concurrency, jobs, maintenance
-from dj_queue.runtime.board import Board
 from dj_queue.runtime.part import Part
-from dj_queue.runtime.process import Runner
+from dj_queue.runtime.runner import Runner
+from dj_queue.runtime.shared_state import SharedState
 
 
 class Dispatcher(Runner):
@@ -22,9 +22,9 @@ class Dispatcher(Runner):
         options: DispatcherConfig,
         name: str,
         supervisor_id: int | None = None,
-        board: Board | None = None,
+        shared: SharedState | None = None,
     ) -> None:
-        super().__init__(config, name, supervisor_id, board)
+        super().__init__(config, name, supervisor_id, shared)
         self.options = options
         self._maintain_at = 0.0  # at start, and then at every interval
         self._upkeep: Iterator[int] | None = None

@@ -14,9 +14,9 @@ from dj_queue.config import BackendConfig, process_config
 from dj_queue.operations import transactions
 
 from dj_queue.runtime.supervisor import AsyncSupervisor  # isort: skip: it says where nothing can run
+from dj_queue.error_reporting import report
 from dj_queue.runtime.part import backoff
 from dj_queue.runtime.startup import NotReadyError, await_schema
-from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
 

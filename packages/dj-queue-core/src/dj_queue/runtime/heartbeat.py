@@ -14,11 +14,11 @@ from contextlib import suppress
 from django.db import connections
 
 from dj_queue.config import BackendConfig
+from dj_queue.error_reporting import report
 from dj_queue.operations import processes
+from dj_queue.runtime import connect
 from dj_queue.runtime import lease as leases
-from dj_queue.runtime import session
 from dj_queue.runtime.lease import Lease
-from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
 
@@ -97,7 +97,7 @@ class Heartbeat:
     def _beat(self) -> bool:
         sent_at = self._began = leases.now()
         try:
-            session.connect(self._config)
+            connect.to_database(self._config)
             if processes.heartbeat(self._config, self._process_id):
                 self._lease.renew(sent_at)
                 self._failing = self._asked = False

@@ -13,8 +13,8 @@ from django.db import Error, OperationalError, connections
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for
-from dj_queue.runtime import session
-from dj_queue.thread_errors import report
+from dj_queue.error_reporting import report
+from dj_queue.runtime import connect
 
 logger = logging.getLogger("dj_queue")
 
@@ -123,7 +123,7 @@ class Listener:
         if reason := dialect_for(self._alias).deaf():
             self._say(f"{reason}, or turn listen_notify off")
             return False
-        session.connect(self._config, self._alias)
+        connect.to_database(self._config, self._alias)
         if dialect_for(self._alias).is_pooled(connections[self._alias]):
             self._say(f"a connection pooler stands before {self._alias!r} too. Name an alias that goes around it")
         elif self._place(self._alias) != self._place(self._queue):

@@ -10,7 +10,7 @@ from django.db import Error
 
 from dj_queue.config import BackendConfig
 from dj_queue.dialects import dialect_for
-from dj_queue.thread_errors import report
+from dj_queue.error_reporting import report
 
 # Seconds between attempts: doubled each time, with jitter.
 _FIRST_RETRY = 0.1

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 from django.db import Error
 
 from dj_queue.config import BackendConfig, SchedulerConfig
+from dj_queue.error_reporting import report
 from dj_queue.exceptions import AlreadyRecorded
 from dj_queue.models import Process, RecurringTask
 from dj_queue.operations import recurring, retention, schedulers
 from dj_queue.operations.batches import Batches
 from dj_queue.operations.schedule import aware, latest_tick, next_tick
-from dj_queue.runtime.board import Board
 from dj_queue.runtime.part import Part
-from dj_queue.runtime.process import Runner
-from dj_queue.thread_errors import report
+from dj_queue.runtime.runner import Runner
+from dj_queue.runtime.shared_state import SharedState
 
 logger = logging.getLogger("dj_queue")
 
@@ -41,7 +41,7 @@ class Next(NamedTuple):
     at: datetime
 
     def is_of(self, task: RecurringTask) -> bool:
-        """Whether the plan holds for the row as it is now."""
+        """Whether the slot holds for the row as it is now."""
         return self[:3] == _planned_from(task)
 
 
@@ -58,9 +58,9 @@ class Scheduler(Runner):
         options: SchedulerConfig,
         name: str,
         supervisor_id: int | None = None,
-        board: Board | None = None,
+        shared: SharedState | None = None,
     ) -> None:
-        super().__init__(config, name, supervisor_id, board)
+        super().__init__(config, name, supervisor_id, shared)
         self.options = options
         self._next: dict[str, Next] = {}
         self._seen: datetime | None = None  # the database's clock at the last step

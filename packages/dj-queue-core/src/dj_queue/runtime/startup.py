@@ -9,7 +9,7 @@ from django.db import Error, connections
 from dj_queue.config import BackendConfig
 from dj_queue.exceptions import DjQueueError
 from dj_queue.operations import schema
-from dj_queue.runtime import budget
+from dj_queue.runtime import connection_budget
 
 _PAUSE = 0.5
 
@@ -39,11 +39,11 @@ def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], 
         connections[database].close()
 
 
-def shortages(config: BackendConfig) -> Iterator[budget.Shortage]:
+def shortages(config: BackendConfig) -> Iterator[connection_budget.Shortage]:
     """What may turn out too little once all threads are busy. Nothing to keep anybody from starting."""
-    yield from budget.pool_shortages(config)
+    yield from connection_budget.pool_shortages(config)
     with suppress(Error):  # it has just answered: whoever needs it next will tell
-        shortage = budget.server_shortage([config])
+        shortage = connection_budget.server_shortage([config])
         if shortage:
             yield shortage
     connections[config.database_alias].close()

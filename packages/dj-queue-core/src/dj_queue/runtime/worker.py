@@ -21,14 +21,14 @@ from django.db import Error, OperationalError
 
 from dj_queue.config import BackendConfig, WorkerConfig
 from dj_queue.dialects import Selector
+from dj_queue.error_reporting import report
 from dj_queue.models import Process
 from dj_queue.operations import concurrency, execution
-from dj_queue.runtime.board import Board
 from dj_queue.runtime.listener import Listener
 from dj_queue.runtime.part import UNREADABLE, Part
 from dj_queue.runtime.pool import PATIENCE, Pool
-from dj_queue.runtime.process import DATABASE_AWAY, End, Runner
-from dj_queue.thread_errors import report
+from dj_queue.runtime.runner import DATABASE_AWAY, End, Runner
+from dj_queue.runtime.shared_state import SharedState
 
 logger = logging.getLogger("dj_queue")
 
@@ -61,9 +61,9 @@ class Worker(Runner):
         options: WorkerConfig,
         name: str,
         supervisor_id: int | None = None,
-        board: Board | None = None,
+        shared: SharedState | None = None,
     ) -> None:
-        super().__init__(config, name, supervisor_id, board)
+        super().__init__(config, name, supervisor_id, shared)
         self.options = options
         self._selectors = [Selector.parse(text) for text in options.queues]
         self._pool = Pool(
@@ -173,7 +173,7 @@ class Worker(Runner):
         """Asked by each thread before it starts a job, one thread at a time."""
         if not self.lease.valid:
             return False
-        self.board.started(job.claim.id)
+        self.shared.started(job.claim.id)
         return True
 
     def _run_job(self, job: execution.Job) -> None:

@@ -8,10 +8,10 @@ from typing import Any
 
 from django.utils.json import normalize_json
 
-from dj_queue.annotations import AnyTask, AnyTaskResult
 from dj_queue.config import backend_config
 from dj_queue.models import Job
 from dj_queue.operations import results
+from dj_queue.types import AnyTask, AnyTaskResult
 
 _MOST_SHOWN = 20
 

@@ -10,12 +10,12 @@ from asgiref.sync import sync_to_async
 from django.conf import settings
 from django.utils import timezone
 
-from dj_queue.annotations import AnyTaskResult
 from dj_queue.config import BackendConfig, backend_config
 from dj_queue.dialects import Selector
 from dj_queue.models import ScheduledExecution
 from dj_queue.operations import execution, jobs, transactions
 from dj_queue.testing import commits
+from dj_queue.types import AnyTaskResult
 
 # What runs more than this in one call enqueues itself again and again.
 MOST_JOBS = 10_000

@@ -49,7 +49,7 @@ class Command(BaseCommand):
             raise CommandError(str(error)) from error
         # Not before: they need what not every system has.
         from dj_queue.runtime import reload
-        from dj_queue.runtime.process import End
+        from dj_queue.runtime.runner import End
         from dj_queue.runtime.startup import NotReadyError, await_schema, shortages
         from dj_queue.runtime.supervisor import AsyncSupervisor, ForkSupervisor
 

@@ -14,12 +14,12 @@ from django.db import connections
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
+from dj_queue.error_reporting import report
 from dj_queue.operations import recovery, transactions
-from dj_queue.runtime.child import flush
-from dj_queue.runtime.plan import Plan
-from dj_queue.runtime.process import End, Runner
-from dj_queue.runtime.supervision import CUT_SHORT, LONGEST_LOCK, Ended, Supervisor
-from dj_queue.thread_errors import report
+from dj_queue.runtime.runner import End, Runner
+from dj_queue.runtime.supervisor.base import CUT_SHORT, LONGEST_LOCK, Ended, Supervisor
+from dj_queue.runtime.supervisor.child import flush
+from dj_queue.runtime.supervisor.slots import Slot
 
 logger = logging.getLogger("dj_queue")
 
@@ -31,51 +31,51 @@ class AsyncSupervisor(Supervisor):
 
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
-        self._threads: dict[Plan, tuple[Runner, threading.Thread]] = {}
+        self._threads: dict[Slot, tuple[Runner, threading.Thread]] = {}
         self._running_on: list[Ended] = []
 
-    def _start_runner(self, plan: Plan) -> None:
-        runner = plan.make(self.process_id, plan.board)
-        thread = threading.Thread(target=self._run, args=(runner, plan.kind), name=plan.name, daemon=True)
-        if plan.failures:
+    def _start_runner(self, slot: Slot) -> None:
+        runner = slot.make(self.process_id, slot.shared)
+        thread = threading.Thread(target=self._run, args=(runner, slot.kind), name=slot.name, daemon=True)
+        if slot.failures:
             submit = self._announcer.submit
-            events.emit_elsewhere(submit, "process.replaced", kind=plan.kind, process_name=plan.name)
-        self._threads[plan] = (runner, thread)
+            events.emit_elsewhere(submit, "process.replaced", kind=slot.kind, process_name=slot.name)
+        self._threads[slot] = (runner, thread)
         thread.start()
 
     def _ended(self) -> list[Ended]:
-        over = [plan for plan, (_, thread) in self._threads.items() if not thread.is_alive()]
-        runners = [(plan, self._threads.pop(plan)[0]) for plan in over]
-        return [Ended(plan, plan.end, runner) for plan, runner in runners]
+        over = [slot for slot, (_, thread) in self._threads.items() if not thread.is_alive()]
+        runners = [(slot, self._threads.pop(slot)[0]) for slot in over]
+        return [Ended(slot, slot.end, runner) for slot, runner in runners]
 
     def _end_hung(self) -> None:
         """A thread cannot be ended: it is given up, with what it claimed, and another takes its place."""
-        for plan, (runner, _) in list(self._threads.items()):
-            if self._hangs(plan):
+        for slot, (runner, _) in list(self._threads.items()):
+            if self._hangs(slot):
                 logger.error(
                     "dj_queue %s does not answer any more: it is given up and replaced, and the jobs that it had"
                     " started fail. Look at what they do in its thread.",
-                    plan.name,
+                    slot.name,
                 )
                 runner.lease.end()
                 runner.request_stop(hurry=True)
-                del self._threads[plan]
-                self._unsettled.append(Ended(plan, End.CRASHED, runner))
+                del self._threads[slot]
+                self._unsettled.append(Ended(slot, End.CRASHED, runner))
 
     def _stop_runners(self) -> None:
         for runner, _ in self._threads.values():
             runner.request_stop()
         self._set_stop_by()
-        for plan, (_, thread) in self._threads.items():
+        for slot, (_, thread) in self._threads.items():
             while thread.is_alive() and time.monotonic() < self._stop_by:
                 thread.join(0.02)
             if thread.is_alive():
                 logger.error(
                     "dj_queue %s did not stop in time. Raise shutdown_timeout (%g s) if what it runs is to finish.",
-                    plan.name,
+                    slot.name,
                     self.config.shutdown_timeout,
                 )
-                self._unsettled.append(Ended(plan, self._cut_short))
+                self._unsettled.append(Ended(slot, self._cut_short))
         self._unsettled += self._ended()
         if self.standalone:
             self._running_on = [ended for ended in self._unsettled if ended.end in CUT_SHORT]
@@ -143,7 +143,7 @@ class AsyncSupervisor(Supervisor):
 
     def _run(self, runner: Runner, kind: str) -> None:
         try:
-            runner.board.end = runner.run()
+            runner.shared.end = runner.run()
         except BaseException as error:
             runner.end = End.CRASHED
             report(self.config, error, f"{kind}.run")

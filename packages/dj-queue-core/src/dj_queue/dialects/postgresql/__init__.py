@@ -13,9 +13,7 @@ from django.db.backends.postgresql.psycopg_any import IsolationLevel, is_psycopg
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
-from dj_queue.dialects import observation_sql, postgresql_peer, postgresql_pick, postgresql_prepared
-from dj_queue.dialects import postgresql_limits as limits
-from dj_queue.dialects import postgresql_sql as sql
+from dj_queue.dialects import observation_sql
 from dj_queue.dialects.base import (
     LOCK_TIMEOUT,
     Claim,
@@ -27,6 +25,9 @@ from dj_queue.dialects.base import (
     Selector,
     UnblockedJob,
 )
+from dj_queue.dialects.postgresql import limits as limits
+from dj_queue.dialects.postgresql import liveness, pick, prepared
+from dj_queue.dialects.postgresql import sql as sql
 from dj_queue.serialization import JSONLimits
 
 _LOCK_NOT_AVAILABLE = "55P03"
@@ -130,8 +131,8 @@ class PostgreSQL(Dialect):
         process_id: int | None,
         skip_locked: bool,
     ) -> list[Claim]:
-        picked, params = postgresql_pick.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
-        rows = postgresql_prepared.fetch(
+        picked, params = pick.picked(selectors, "FOR UPDATE SKIP LOCKED" if skip_locked else "FOR UPDATE")
+        rows = prepared.fetch(
             cursor,
             sql.CLAIM.format(picked=picked, **sql.CALENDAR),
             {**params, "alias": alias, "limit": limit, "process": process_id},
@@ -147,7 +148,7 @@ class PostgreSQL(Dialect):
         self, cursor: CursorWrapper, outcomes: Sequence[Outcome], *, worker: str, preserve: bool
     ) -> tuple[datetime, set[int]]:
         statement = sql.finish(outcomes, worker=worker, preserve=preserve)
-        ((finished_at, kept),) = postgresql_prepared.fetch(cursor, *statement)
+        ((finished_at, kept),) = prepared.fetch(cursor, *statement)
         return finished_at, set(kept or ())
 
     def finish_limited(
@@ -250,7 +251,7 @@ class PostgreSQL(Dialect):
                 cursor.cursor.execute("SET TRANSACTION ISOLATION LEVEL READ COMMITTED")
 
     def watch(self, connection: BaseDatabaseWrapper) -> None:
-        postgresql_peer.watch(connection)
+        liveness.watch(connection)
 
     def prepare_session(self, connection: BaseDatabaseWrapper) -> None:
         # A queue's statistics are stale by nature: a table is analyzed empty and holds a million rows a
@@ -265,8 +266,8 @@ class PostgreSQL(Dialect):
             connection.execute_wrappers.append(_pin_transaction)
             return
         with connection.cursor() as cursor:
-            _set(cursor, {**dict.fromkeys(_PINS, "off"), **_SESSION, **postgresql_prepared.SETTINGS}, local=False)
-        postgresql_prepared.keep(connection)
+            _set(cursor, {**dict.fromkeys(_PINS, "off"), **_SESSION, **prepared.SETTINGS}, local=False)
+        prepared.keep(connection)
 
     @contextmanager
     def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dj_queue.dialects.base import LimitedJob
-from dj_queue.dialects.postgresql_sql import CHANNEL, READABLE_TIME
+from dj_queue.dialects.postgresql.sql import CHANNEL, READABLE_TIME
 
 # ---- enqueue ----------------------------------------------------------------------------------------
 

@@ -12,10 +12,10 @@ from types import FrameType
 
 from dj_queue import events
 from dj_queue.config import BackendConfig
-from dj_queue.runtime.child import HURRY, close_connections, fork
-from dj_queue.runtime.plan import Plan
-from dj_queue.runtime.process import End
-from dj_queue.runtime.supervision import Ended, Supervisor
+from dj_queue.runtime.runner import End
+from dj_queue.runtime.supervisor.base import Ended, Supervisor
+from dj_queue.runtime.supervisor.child import HURRY, close_connections, fork
+from dj_queue.runtime.supervisor.slots import Slot
 
 logger = logging.getLogger("dj_queue")
 
@@ -30,7 +30,7 @@ class ForkSupervisor(Supervisor):
 
     def __init__(self, config: BackendConfig, *, standalone: bool = True) -> None:
         super().__init__(config, standalone=standalone)
-        self._children: dict[int, Plan] = {}
+        self._children: dict[int, Slot] = {}
         self._killed: set[int] = set()
         self._receivers_since = math.inf  # on the monotonic clock
         self._replaced: dict[str, int] = {}  # the pid that each name had last
@@ -50,14 +50,14 @@ class ForkSupervisor(Supervisor):
             return
         super()._start_waiting()
 
-    def _start_runner(self, plan: Plan) -> None:
-        pid = fork(plan, self.process_id)
-        self._children[pid] = plan
-        if plan.name in self._replaced:
-            old_pid = self._replaced[plan.name]
+    def _start_runner(self, slot: Slot) -> None:
+        pid = fork(slot, self.process_id)
+        self._children[pid] = slot
+        if slot.name in self._replaced:
+            old_pid = self._replaced[slot.name]
             submit = self._announcer.submit
-            events.emit_elsewhere(submit, "process.replaced", kind=plan.kind, old_pid=old_pid, new_pid=pid)
-        self._replaced[plan.name] = pid
+            events.emit_elsewhere(submit, "process.replaced", kind=slot.kind, old_pid=old_pid, new_pid=pid)
+        self._replaced[slot.name] = pid
 
     def _ended(self) -> list[Ended]:
         ended = []
@@ -65,27 +65,27 @@ class ForkSupervisor(Supervisor):
             how = _reap(pid)
             if how:
                 self._killed.discard(pid)
-                plan = self._children.pop(pid)
-                if plan.end is not End.DRAINED and not self._stopping:
+                slot = self._children.pop(pid)
+                if slot.end is not End.DRAINED and not self._stopping:
                     logger.error(
                         "dj_queue %s (process %s) ended: %s. It is replaced; jobs that it had started, if it was a"
                         " worker, fail with ProcessExitError: look at what they do.",
-                        plan.name,
+                        slot.name,
                         pid,
                         how,
                     )
-                ended.append(Ended(plan, plan.end))
+                ended.append(Ended(slot, slot.end))
         return ended
 
     def _end_hung(self) -> None:
-        for pid, plan in self._children.items():
-            if pid not in self._killed and self._hangs(plan):
+        for pid, slot in self._children.items():
+            if pid not in self._killed and self._hangs(slot):
                 self._killed.add(pid)
-                state = "has not registered in time" if plan.board.process_id is None else "does not answer any more"
+                state = "has not registered in time" if slot.shared.process_id is None else "does not answer any more"
                 logger.error(
                     "dj_queue %s (process %s) %s: it is killed and replaced. Look at what it did: a call that lets"
                     " no other thread run, or a process that was stopped.",
-                    plan.name,
+                    slot.name,
                     pid,
                     state,
                 )
@@ -99,19 +99,19 @@ class ForkSupervisor(Supervisor):
             self._wakeup.wait(0.02)
         self._unsettled += self._ended()
         self._signal_children(signal.SIGKILL)
-        for pid, plan in self._children.items():
+        for pid, slot in self._children.items():
             _reap(pid, wait=True)
-            if plan.board.end is not None:  # just in time
-                self._unsettled.append(Ended(plan, plan.end))
+            if slot.shared.end is not None:  # just in time
+                self._unsettled.append(Ended(slot, slot.end))
                 continue
             logger.error(
                 "dj_queue %s (process %s) did not stop in time and was killed. Raise shutdown_timeout (%g s) if what it"
                 " runs is to finish.",
-                plan.name,
+                slot.name,
                 pid,
                 self.config.shutdown_timeout,
             )
-            self._unsettled.append(Ended(plan, self._cut_short))
+            self._unsettled.append(Ended(slot, self._cut_short))
         self._children = {}
 
     def _hurry(self) -> None:
@@ -131,7 +131,7 @@ class ForkSupervisor(Supervisor):
 
 
 def _reap(pid: int, *, wait: bool = False) -> str | None:
-    """How a child has ended, for the log; None while it runs. What became of its jobs is on its board."""
+    """How a child has ended, for the log; None while it runs. What became of its jobs is on its shared."""
     try:
         done, status = os.waitpid(pid, 0 if wait else os.WNOHANG)
     except ChildProcessError:  # a hook's or a receiver's os.wait() came first

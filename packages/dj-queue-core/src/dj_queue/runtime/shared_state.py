@@ -15,7 +15,7 @@ _TIME = struct.Struct("@d")
 _STARTED, _PROCESS, _END, _UNTIL = (n * _NUMBER.size for n in range(4))
 
 
-class Board:
+class SharedState:
     """One runner's, from its start to its end: the next one in its place gets a fresh one.
 
     Claims are started in the order of their ids, so one number says which were.

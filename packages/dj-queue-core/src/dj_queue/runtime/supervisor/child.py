@@ -15,10 +15,10 @@ from typing import NoReturn
 
 from django.db import connections
 
+from dj_queue.error_reporting import report
 from dj_queue.runtime import signals
-from dj_queue.runtime.plan import Plan
-from dj_queue.runtime.process import End
-from dj_queue.thread_errors import report
+from dj_queue.runtime.runner import End
+from dj_queue.runtime.supervisor.slots import Slot
 
 # A supervisor's word to a child that it is to wait for nothing. Not a second SIGTERM: where the whole
 # process group is told to stop, as systemd does, a child hears that from its supervisor as well.
@@ -27,8 +27,8 @@ HURRY = signal.SIGUSR1
 _HANDLED = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, HURRY)
 
 
-def fork(plan: Plan, supervisor_id: int | None) -> int:
-    """Start the plan's runner in a new process; return its pid. Returns in the parent alone."""
+def fork(slot: Slot, supervisor_id: int | None) -> int:
+    """Start the slot's runner in a new process; return its pid. Returns in the parent alone."""
     # Two processes must not share a connection, so none is open while there is one to copy it.
     close_connections()
     # What is loaded by now stays shared for as long as nobody writes to it, and the collector writes
@@ -42,19 +42,19 @@ def fork(plan: Plan, supervisor_id: int | None) -> int:
         with signals.own_fork():
             pid = os.fork()
             if pid == 0:
-                _run(plan, supervisor_id, supervisor)
+                _run(slot, supervisor_id, supervisor)
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _HANDLED)
     return pid
 
 
-def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
+def _run(slot: Slot, supervisor_id: int | None, supervisor: int) -> None:
     end = None
     try:
-        plan.board.take()
-        runner = plan.make(supervisor_id, plan.board)
+        slot.shared.take()
+        runner = slot.make(supervisor_id, slot.shared)
         runner.parent = supervisor
-        title(plan.name)
+        title(slot.name)
 
         def asked(number: int, frame: FrameType | None) -> None:
             runner.request_stop(hurry=number == HURRY)
@@ -66,19 +66,19 @@ def _run(plan: Plan, supervisor_id: int | None, supervisor: int) -> None:
         try:
             end = runner.run()
         except Exception as error:
-            report(runner.config, error, f"{plan.kind}.run")
+            report(runner.config, error, f"{slot.kind}.run")
     except BaseException:
-        logging.getLogger("dj_queue").exception("dj_queue %s crashed", plan.name)
+        logging.getLogger("dj_queue").exception("dj_queue %s crashed", slot.name)
     finally:
-        _leave(plan, end)
+        _leave(slot, end)
 
 
-def _leave(plan: Plan, end: End | None) -> NoReturn:
+def _leave(slot: Slot, end: End | None) -> NoReturn:
     try:
         flush()
         # The last thing of all: until then its threads run on, and what they do to this process is not its word.
         if end is not None:
-            plan.board.end = end
+            slot.shared.end = end
     finally:
         # Not sys.exit(): what the parent registered to happen at its exit is the parent's alone.
         os._exit(End.CRASHED if end is None else end)

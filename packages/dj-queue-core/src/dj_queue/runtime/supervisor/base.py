@@ -22,20 +22,20 @@ from django.db import Error, connections
 
 from dj_queue import hooks
 from dj_queue.config import BackendConfig, Overrides, load_config
+from dj_queue.error_reporting import report
 from dj_queue.models import Process
 from dj_queue.operations import draining, processes, recovery, transactions
-from dj_queue.runtime import host, session, signals
+from dj_queue.runtime import connect, host, signals
 from dj_queue.runtime import lease as leases
 from dj_queue.runtime.announcer import Announcer
-from dj_queue.runtime.child import title
 from dj_queue.runtime.errand import Errand
 from dj_queue.runtime.farewell import Farewell
 from dj_queue.runtime.part import backoff
 from dj_queue.runtime.pidfile import pidfile
-from dj_queue.runtime.plan import Plan, plans
-from dj_queue.runtime.process import End, Runner
+from dj_queue.runtime.runner import End, Runner
+from dj_queue.runtime.supervisor.child import title
+from dj_queue.runtime.supervisor.slots import Slot, slots
 from dj_queue.runtime.wakeup import Wakeup
-from dj_queue.thread_errors import report
 
 logger = logging.getLogger("dj_queue")
 
@@ -67,7 +67,7 @@ CUT_SHORT = (End.UNFINISHED, End.HURRIED)
 class Ended(NamedTuple):
     """A runner that has ended, and how its claims are to be settled."""
 
-    plan: Plan
+    slot: Slot
     end: End
     runner: Runner | None = None  # whose loop has ended while its threads may run on
 
@@ -93,8 +93,8 @@ class Supervisor(ABC):
         self._started = False
         self.until_drained = False  # `run()` then ends by itself once there is nothing to do
         self.unfinished = False  # whether a stop left work to give back
-        self._plans = plans(config)
-        self._waiting: list[Plan] = []  # for their start
+        self._slots = slots(config)
+        self._waiting: list[Slot] = []  # for their start
         self._unsettled: list[Ended] = []
         self._wakeup = Wakeup()
         self._announcer = Announcer(config, self.name)
@@ -166,11 +166,11 @@ class Supervisor(ABC):
         self._run_start_hooks()
         if self._stopping:
             return
-        self._waiting = list(self._plans)
+        self._waiting = list(self._slots)
         self._start_waiting()
         self._left_at = leases.now()
         self._started = True
-        runners = ", ".join(plan.name for plan in self._plans)
+        runners = ", ".join(slot.name for slot in self._slots)
         self._say(
             f"dj_queue {self.name} has started {runners} of backend {self.config.alias!r} on database"
             f" {self.config.database_alias!r}, mode {self.mode}."
@@ -272,8 +272,8 @@ class Supervisor(ABC):
     # ---- what fork and async do each in their way ----
 
     @abstractmethod
-    def _start_runner(self, plan: Plan) -> None:
-        """Fill the plan's place."""
+    def _start_runner(self, slot: Slot) -> None:
+        """Fill the slot's place."""
 
     @abstractmethod
     def _ended(self) -> list[Ended]:
@@ -317,13 +317,13 @@ class Supervisor(ABC):
         if now - self._left_at > max(_GAP, grace):
             self._fair_at = now + self.config.process_heartbeat_interval + 2 * grace
 
-    def _hangs(self, plan: Plan) -> bool:
+    def _hangs(self, slot: Slot) -> bool:
         """Whether the runner has not ended although it must have, by its own last word: its lease is over.
 
         It is seen without the database: while that is away, a runner that is well ends by itself.
         """
         slack = max(_SLACK, self.config.process_alive_threshold * leases.GRACE / 2)
-        return leases.now() > max(plan.board.until + slack, self._fair_at)
+        return leases.now() > max(slot.shared.until + slack, self._fair_at)
 
     def _register_patiently(self) -> None:
         """Wait for a lock on the table, or on all of SQLite, in steps that let a signal through."""
@@ -340,7 +340,7 @@ class Supervisor(ABC):
     def _register_once(self) -> None:
         try:
             if self.standalone:
-                session.connect(self.config)
+                connect.to_database(self.config)
             with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
                 self._register()
         finally:
@@ -352,18 +352,18 @@ class Supervisor(ABC):
 
     def _start_waiting(self) -> None:
         now = time.monotonic()
-        due = [plan for plan in self._waiting if plan.due_at <= now]
-        self._waiting = [plan for plan in self._waiting if plan.due_at > now]
-        for plan in due:
-            plan.begin(patience=leases.patience(self.config.process_alive_threshold))
+        due = [slot for slot in self._waiting if slot.due_at <= now]
+        self._waiting = [slot for slot in self._waiting if slot.due_at > now]
+        for slot in due:
+            slot.begin(patience=leases.patience(self.config.process_alive_threshold))
             try:
-                self._start_runner(plan)
+                self._start_runner(slot)
             except (OSError, RuntimeError) as error:  # no process, no thread, no memory to be had just now
                 self._report(error)
-                plan.ended(failed=True)
-                self._waiting.append(plan)
+                slot.ended(failed=True)
+                self._waiting.append(slot)
             else:
-                plan.started()
+                slot.started()
 
     def _settle(self) -> None:
         """Settle the claims of runners that have ended, and let their places be filled again."""
@@ -379,8 +379,8 @@ class Supervisor(ABC):
                 continue
             self._unsettled.remove(ended)
             if not self._stopping:
-                ended.plan.ended(failed=ended.end is not End.DRAINED)
-                self._waiting.append(ended.plan)
+                ended.slot.ended(failed=ended.end is not End.DRAINED)
+                self._waiting.append(ended.slot)
 
     def _settle_last(self) -> None:
         """Settle what can be settled in a moment, and say what could not."""
@@ -395,24 +395,24 @@ class Supervisor(ABC):
                 "dj_queue %s: what %s had claimed could not be settled in time. Another supervisor does that %g seconds"
                 " after the last heartbeat of %s; start one if none runs.",
                 self.name,
-                ended.plan.name,
+                ended.slot.name,
                 self.config.process_alive_threshold,
-                ended.plan.name,
+                ended.slot.name,
             )
         self._unsettled = []
 
     def _settle_one(self, ended: Ended) -> None:
         if self._stopping and ended.end in CUT_SHORT:
             self.unfinished = True
-        process_id = ended.plan.board.process_id
+        process_id = ended.slot.shared.process_id
         if process_id is None and self.process_id is not None and ended.end is not End.DRAINED:
-            process_id = processes.find(self.config, name=ended.plan.name, supervisor_id=self.process_id)
+            process_id = processes.find(self.config, name=ended.slot.name, supervisor_id=self.process_id)
         if process_id is not None:
-            self._remember(process_id, ended.plan.board.started_up_to)
+            self._remember(process_id, ended.slot.shared.started_up_to)
             recovery.process_ended(
                 self.config,
                 process_id,
-                started_up_to=ended.plan.board.started_up_to,
+                started_up_to=ended.slot.shared.started_up_to,
                 give_back=ended.end in (End.DRAINED, End.UNFINISHED),
                 crashed_thread=self.mode == "async",
                 elsewhere=self._announcer.submit,
@@ -434,7 +434,7 @@ class Supervisor(ABC):
             )
             self._register()
         # Its own runners are looked after without their rows, and only once they have ended for certain.
-        own = (self.process_id, *(plan.board.process_id for plan in self._plans))
+        own = (self.process_id, *(slot.shared.process_id for slot in self._slots))
         except_for = [each for each in own if each is not None]
         found = recovery.survey(self.config, except_for=except_for, sightings=self._sightings)
         self._settle_unheld(found.unheld)
@@ -491,7 +491,7 @@ class Supervisor(ABC):
     def _try_on_database(self, call: Callable[[], None]) -> bool:
         try:
             if self.standalone:
-                session.connect(self.config)
+                connect.to_database(self.config)
             # Whatever others have locked, this thread has signals and children to look after.
             with transactions.bounded(self.config.database_alias, LONGEST_LOCK):
                 call()

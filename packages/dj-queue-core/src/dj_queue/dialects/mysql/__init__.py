@@ -23,8 +23,6 @@ from django.db.backends.base.schema import BaseDatabaseSchemaEditor
 from django.db.backends.utils import CursorWrapper
 from django.db.models import Expression
 
-from dj_queue.dialects import mysql_peer
-from dj_queue.dialects import mysql_sql as sql
 from dj_queue.dialects.base import (
     LOCK_TIMEOUT,
     Claim,
@@ -40,7 +38,9 @@ from dj_queue.dialects.base import (
 )
 from dj_queue.dialects.clock import Now, in_utc, mysql_clock
 from dj_queue.dialects.job_id import collation
-from dj_queue.dialects.mysql_rows import (
+from dj_queue.dialects.mysql import liveness
+from dj_queue.dialects.mysql import sql as sql
+from dj_queue.dialects.mysql.rows import (
     claim_of,
     delete,
     for_each,
@@ -286,16 +286,16 @@ class MySQL(Dialect):
         return bool(cursor.fetchone()[0])
 
     def is_transient(self, error: Error) -> bool:
-        return mysql_peer.is_transient(error)
+        return liveness.is_transient(error)
 
     def is_lock_timeout(self, error: Error) -> bool:
-        return mysql_peer.is_lock_timeout(error)
+        return liveness.is_lock_timeout(error)
 
     def is_away(self, error: Error) -> bool:
-        return mysql_peer.is_away(error, unnumbered=super().is_away(error))
+        return liveness.is_away(error, unnumbered=super().is_away(error))
 
     def may_pass(self, error: Error) -> bool:
-        return mysql_peer.may_pass(error)
+        return liveness.may_pass(error)
 
     def prepare_session(self, connection: Any) -> None:
         with connection.cursor() as cursor:
@@ -305,11 +305,11 @@ class MySQL(Dialect):
 
     @contextmanager
     def bounding_waits(self, connection: BaseDatabaseWrapper, seconds: float) -> Iterator[None]:
-        with mysql_peer.bounding_waits(connection, seconds):
+        with liveness.bounding_waits(connection, seconds):
             yield
 
     def watch(self, connection: BaseDatabaseWrapper) -> None:
-        mysql_peer.watch(connection)
+        liveness.watch(connection)
 
     def connection_limit(self, cursor: CursorWrapper) -> int | None:
         cursor.execute(sql.CONNECTION_LIMIT)

@@ -20,13 +20,13 @@ from dj_queue.config import BackendConfig
 from dj_queue.dialects import Dialect, dialect_for
 from dj_queue.models import Process
 from dj_queue.operations import processes
+from dj_queue.runtime import connect
 from dj_queue.runtime import lease as leases
-from dj_queue.runtime import session
-from dj_queue.runtime.board import Board
 from dj_queue.runtime.farewell import Farewell
 from dj_queue.runtime.heartbeat import Heartbeat
 from dj_queue.runtime.lease import Lease
 from dj_queue.runtime.part import Part, backoff
+from dj_queue.runtime.shared_state import SharedState
 from dj_queue.runtime.wakeup import Wakeup
 
 logger = logging.getLogger("dj_queue")
@@ -38,7 +38,7 @@ _LOOK_AFTER_PARENT = 2.0
 
 
 class End(IntEnum):
-    """How a runner ended, as it says itself on its board; also the exit code of one that is a process.
+    """How a runner ended, as it says itself on its shared; also the exit code of one that is a process.
 
     Nothing follows from an exit code alone: a task, or a library that it calls, may end the process with any.
     """
@@ -88,13 +88,13 @@ class Runner(ABC):
     kind: ClassVar[Process.Kind]
 
     def __init__(
-        self, config: BackendConfig, name: str, supervisor_id: int | None = None, board: Board | None = None
+        self, config: BackendConfig, name: str, supervisor_id: int | None = None, shared: SharedState | None = None
     ) -> None:
         self.config = config
         self.name = name
         self.backend_alias = config.alias
         self.supervisor_id = supervisor_id
-        self.board = board or Board()
+        self.shared = shared or SharedState()
         self.pid = os.getpid()
         self.hostname = socket.gethostname()
         self.process_id: int | None = None
@@ -145,7 +145,7 @@ class Runner(ABC):
     def run(self) -> End:
         """Run until stopped. The calling thread owns the queue connection until this returns."""
         self.pid = os.getpid()
-        self.board.take()
+        self.shared.take()
         kind = self.kind.lower()
         try:
             self._register_until_stopped()
@@ -197,7 +197,7 @@ class Runner(ABC):
         )
         if self.parent is not None:
             # What its threads run can be ended only with the process.
-            self.board.end = End.LAPSED
+            self.shared.end = End.LAPSED
             os._exit(End.LAPSED)
         self.end = End.LAPSED
         self.request_stop(hurry=True)
@@ -241,7 +241,7 @@ class Runner(ABC):
         """Called whenever the queue connection was opened anew."""
 
     def _connect(self) -> None:
-        connection = session.connect(self.config)
+        connection = connect.to_database(self.config)
         if connection is not None:
             self.dialect.prepare_session(connection)
             self.connected()
@@ -269,25 +269,25 @@ class Runner(ABC):
             supervisor_id=self.supervisor_id,
         )
         self._unanswered = False
-        self.board.process_id = self.process_id
+        self.shared.process_id = self.process_id
         self.lease = self._new_lease()
         self.lease.renew(sent_at)
         return 0.0
 
     def _new_lease(self) -> Lease:
         def hold(until: float) -> None:
-            self.board.until = until
+            self.shared.until = until
 
         return Lease(self.config.process_alive_threshold, hold)
 
     def _expect(self, seconds: float = 0.0) -> None:
         """Say when the supervisor may expect to hear again, where there is no lease that does."""
-        self.board.until = leases.now() + seconds + leases.patience(self.config.process_alive_threshold)
+        self.shared.until = leases.now() + seconds + leases.patience(self.config.process_alive_threshold)
 
     def _deregister(self) -> float:
         assert self.process_id is not None
         processes.deregister(self.config, self.process_id)
-        self.board.process_id = None
+        self.shared.process_id = None
         return 0.0
 
     def _deregister_unanswered(self) -> float:

@@ -8,7 +8,7 @@ from dj_queue.dialects import dialect_for
 from dj_queue.operations import transactions
 
 
-def connect(config: BackendConfig, database: str | None = None) -> BaseDatabaseWrapper | None:
+def to_database(config: BackendConfig, database: str | None = None) -> BaseDatabaseWrapper | None:
     """Open this thread's connection, to the queue's database if no other is named; return it if it is a new one."""
     database = database or config.database_alias
     transactions.dedicate(database)

@@ -10,8 +10,8 @@ from django.conf import settings
 from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
-from dj_queue.dialects import mysql_sql as sql
 from dj_queue.dialects.base import Claim, flawed
+from dj_queue.dialects.mysql import sql
 
 # So many times one statement asks the same.
 _UNION = 100

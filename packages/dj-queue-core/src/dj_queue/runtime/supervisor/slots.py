@@ -10,11 +10,11 @@ from functools import partial
 
 from dj_queue.config import BackendConfig
 from dj_queue.runtime import lease as leases
-from dj_queue.runtime.board import Board
 from dj_queue.runtime.dispatcher import Dispatcher
 from dj_queue.runtime.part import backoff
-from dj_queue.runtime.process import End, Runner
+from dj_queue.runtime.runner import End, Runner
 from dj_queue.runtime.scheduler import Scheduler
+from dj_queue.runtime.shared_state import SharedState
 from dj_queue.runtime.worker import Worker
 
 # A runner that lived so many seconds did not die at once.
@@ -22,13 +22,13 @@ _PROVEN = 30.0
 
 
 @dataclass(slots=True, eq=False)
-class Plan:
+class Slot:
     """One place among the runners: who fills it changes, its name does not."""
 
     kind: str
     name: str
-    make: Callable[[int | None, Board], Runner]
-    board: Board  # of who fills it now
+    make: Callable[[int | None, SharedState], Runner]
+    shared: SharedState  # of who fills it now
     started_at: float = 0.0
     due_at: float = 0.0  # when to fill the place again
     failures: int = field(default=0)
@@ -36,15 +36,15 @@ class Plan:
     @property
     def end(self) -> End:
         """How the runner ended, as it says itself; who says nothing was ended by something else."""
-        return End.CRASHED if self.board.end is None else End(self.board.end)
+        return End.CRASHED if self.shared.end is None else End(self.shared.end)
 
     def begin(self, *, patience: float = math.inf) -> None:
         """Make room for the next, which is to be heard of within `patience` seconds.
 
         Nothing that the last one said counts for it.
         """
-        self.board = Board()
-        self.board.until = leases.now() + patience
+        self.shared = SharedState()
+        self.shared.until = leases.now() + patience
 
     def started(self) -> None:
         self.started_at = time.monotonic()
@@ -60,18 +60,18 @@ class Plan:
         self.due_at = time.monotonic() + wait
 
 
-def plans(config: BackendConfig) -> list[Plan]:
+def slots(config: BackendConfig) -> list[Slot]:
     """The runners of one supervisor, in the order of their start."""
     planned = []
     for n, options in enumerate(config.workers, 1):
         for m in range(1, options.processes + 1):
             name = f"worker-{n}-{m}" if options.processes > 1 else f"worker-{n}"
-            planned.append(Plan("worker", name, partial(Worker, config, options, name), Board()))
+            planned.append(Slot("worker", name, partial(Worker, config, options, name), SharedState()))
     for n, dispatching in enumerate(config.dispatchers, 1):
         name = f"dispatcher-{n}"
-        planned.append(Plan("dispatcher", name, partial(Dispatcher, config, dispatching, name), Board()))
+        planned.append(Slot("dispatcher", name, partial(Dispatcher, config, dispatching, name), SharedState()))
     if config.scheduler is not None and config.scheduler_needed:
         planned.append(
-            Plan("scheduler", "scheduler-1", partial(Scheduler, config, config.scheduler, "scheduler-1"), Board())
+            Slot("scheduler", "scheduler-1", partial(Scheduler, config, config.scheduler, "scheduler-1"), SharedState())
         )
     return planned
