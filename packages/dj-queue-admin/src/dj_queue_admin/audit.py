@@ -95,7 +95,7 @@ def _write(request: HttpRequest, entries: list[LogEntry]) -> None:
     try:
         LogEntry.objects.bulk_create(entries)
     except Exception:
-        # What was done is done: whoever did it is told so, and the server's log keeps what this one does not.
+        # What was done is done: the person who did it is told so, and the server's log keeps what this one does not.
         for entry in entries:
             logger.exception(
                 "dj_queue: not noted in the admin's log: user %s, %s: %s",

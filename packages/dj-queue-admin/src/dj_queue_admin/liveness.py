@@ -32,7 +32,7 @@ def late_after(config: BackendConfig) -> float:
 
 
 def life(config: BackendConfig, age: float) -> Life:
-    """What a last heartbeat so many seconds ago says. Others take over the jobs of a stale process."""
+    """What the age in seconds of a last heartbeat says. Others take over the jobs of a stale process."""
     if age <= late_after(config):
         return "live"
     return "late" if age <= config.process_alive_threshold else "stale"

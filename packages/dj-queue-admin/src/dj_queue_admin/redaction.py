@@ -52,7 +52,7 @@ class Argument(NamedTuple):
 
 @dataclass
 class _Budget:
-    """How many more values are copied: a page shows no more than so many characters of them."""
+    """How many more values are copied: a page shows no more characters of them than this."""
 
     left: int
 
@@ -80,7 +80,7 @@ class Redaction:
     def call(
         self, task_path: str, payload: Any, *, secrets: Secrets | None = None, most: int | None = None
     ) -> list[Argument]:
-        """The arguments of a stored call, by name where that is known: the first so many of them.
+        """The arguments of a stored call, by name where that is known: the first ones, up to a limit.
 
         `secrets` are those of this call, where they are known already.
         """

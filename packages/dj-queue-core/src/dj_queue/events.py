@@ -18,7 +18,7 @@ type Elsewhere = Callable[[Callable[[], object]], object]
 
 _LONGEST = 300
 
-# Replaced, never changed: whoever is just emitting goes on with the old one.
+# Replaced, never changed: an `emit` under way goes on with the old one.
 _subscribers: dict[str, tuple[Subscriber, ...]] = {}
 
 

@@ -1,4 +1,4 @@
-"""UUIDv7 job ids, made by whoever enqueues.
+"""UUIDv7 job ids, made by the process that enqueues.
 
 They sort by time, so inserts land at the end of the primary key, and 62 random bits keep a
 result's id from being guessed. Python has `uuid.uuid7` only from 3.14 on.
@@ -41,6 +41,6 @@ def earliest_at(moment: datetime) -> UUID:
 
 
 def time_of(job_id: UUID) -> datetime:
-    """When an id was made, by the clock of whoever enqueued the job."""
+    """When an id was made, by the clock of the host that enqueued the job."""
     tick = (job_id.int >> 80) * 4096 + (job_id.int >> 64 & 0xFFF)
     return _EPOCH + timedelta(microseconds=tick * 1000 // 4096)

@@ -204,7 +204,7 @@ class ScheduledExecution(models.Model):
 
 
 class ClaimedExecution(models.Model):
-    """A claim. Its id is the fence: whoever deletes the row may decide what becomes of the job."""
+    """A claim. Its id is the fence: the one that deletes the row may decide what becomes of the job."""
 
     job = models.OneToOneField(Job, models.CASCADE, db_constraint=False, related_name="claimed_execution")
     # No index: the table holds only what runs, and each index is written twice for every job.

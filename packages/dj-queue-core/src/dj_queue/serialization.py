@@ -14,7 +14,7 @@ _TEXT_LIMIT = 64 * 1024
 _WRITTEN_WITH_EXPONENT = 1e16
 # Values of one argument list or result: tens of megabytes of JSON at least.
 _MOST_VALUES = 10_000_000
-# What a message shows of the way to a value: so many steps from its root, and so many characters of each.
+# What a message shows of the way to a value: how many steps from its root, and how many characters of each.
 _LONGEST_WAY = 10
 _LONGEST_STEP = 60
 _NO_SCALAR = object()

@@ -100,7 +100,7 @@ class Candidate:
                 self._asked.wait(_LOOK)
         finally:
             embedded.request_stop()
-            # Whoever comes next may start now: we claim nothing more, and bring what runs to an end.
+            # The next candidate may start now: we claim nothing more, and bring what runs to an end.
             self._seat.leave()
             wait([embedded.ended])
             self._worker._dj_queue_supervisor = None

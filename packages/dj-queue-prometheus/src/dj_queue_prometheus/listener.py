@@ -3,7 +3,7 @@
 A process of its own, because a thread in a supervisor that forks would leave its children with whatever
 lock it held. It loads neither Django nor the project. Its standard input is its supervisor's life: the
 first line says what to serve, and the end of it, however that came, ends the process and removes the folder.
-Signals to the whole group are blocked by whoever starts it.
+Signals to the whole group are blocked by the thread that starts it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class Server(ThreadingHTTPServer):
-    """So many clients at a time, each for so long, however slowly it sends or reads."""
+    """A limited number of clients at a time, each for a limited time, however slowly it sends or reads."""
 
     daemon_threads = True
     request_queue_size = 64

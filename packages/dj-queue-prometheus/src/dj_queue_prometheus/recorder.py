@@ -1,7 +1,7 @@
 """Where a worker counts what its jobs did.
 
 Each worker writes two files in a folder that its supervisor made, in the format in which prometheus-client
-shares metrics between processes; whoever serves them adds the files up. A file is named after the worker's
+shares metrics between processes; the process that serves them adds the files up. A file is named after the worker's
 place and not after its process: the process that replaces another counts on where that one ended, so no
 counter ever falls, and there are never more files than workers. The application's own use of
 prometheus-client, in one process or several, is not touched.

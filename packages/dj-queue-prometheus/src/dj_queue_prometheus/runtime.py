@@ -53,7 +53,7 @@ def register() -> None:
 
 
 def start(supervisor: Any) -> None:
-    """Take the port and start the listener. A port that is not to be had does not keep the queue from running."""
+    """Take the port and start the listener. A port that is taken does not keep the queue from running."""
     options = runtime_metrics()
     alias = supervisor.backend_alias
     port = options.ports.get(alias)

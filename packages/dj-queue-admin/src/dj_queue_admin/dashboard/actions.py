@@ -45,7 +45,7 @@ def act_on_queue(request: HttpRequest, config: BackendConfig, links: Links, name
     verb, model, do = act
     permissions.require(request, verb, model)
     hooks.require(links.site, request, model)
-    # A queue that is gone meanwhile is no mistake of whoever pressed the button, and may be paused ahead.
+    # A queue that is gone meanwhile is no mistake of the person who pressed the button, and may be paused ahead.
     told = do(request, config, links, name)
     messages.add_message(request, told.level, told.text)
     if told.go_on:

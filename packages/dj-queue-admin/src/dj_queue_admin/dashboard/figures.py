@@ -28,7 +28,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Total:
-    """A sum over queues; `capped` where one of them has at least so many."""
+    """A sum over queues; `capped` where the count of one of them is a lower bound."""
 
     count: int
     capped: bool

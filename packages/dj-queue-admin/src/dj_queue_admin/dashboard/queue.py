@@ -38,7 +38,7 @@ from dj_queue_admin.records.job import arguments, key_of
 from dj_queue_admin.templatetags.dj_queue_admin import NOTHING
 
 SIZE: Final = 100
-# Of so many jobs of a state, any order is cheap.
+# Of this many jobs of a state, any order is cheap.
 LOOK: Final = 10_000
 
 

@@ -107,7 +107,7 @@ class Selection:
         found = self.found
         if isinstance(found, list):
             return Count(len(found), not self.mistakes and self._hits.more)
-        # In the order of the list, and so by its index: any so many rows may be far apart.
+        # In the order of the list, and so by its index: any other rows may be far apart.
         number = self._rows.order_by(*self._order)[: COUNTED + 1].count()
         return Count(min(number, COUNTED), number > COUNTED)
 
@@ -297,7 +297,7 @@ class Selection:
         return self._containing(self._rows.order_by(*self._order), MATCHES)
 
     def _containing(self, rows: QuerySet[Any], limit: int) -> _Hits:
-        """The first so many jobs in which the text can be seen.
+        """The first jobs in which the text can be seen, up to a limit.
 
         What is hidden is not found; nor may a count, or that there are more, tell of it. So each job that has the
         text is looked at, and those in which it cannot be seen leave no trace.

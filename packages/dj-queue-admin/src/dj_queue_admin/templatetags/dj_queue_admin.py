@@ -26,7 +26,7 @@ _UNITS = ((86400.0, "d"), (3600.0, "h"), (60.0, "min"))
 
 @register.filter
 def number(value: int | None, capped: Any = False) -> str:
-    """1234567 as 1,234,567; with a plus where there are at least so many."""
+    """1234567 as 1,234,567; with a plus where that is a lower bound."""
     if value is None:
         return NOTHING
     return f"{value:,}+" if capped else f"{value:,}"

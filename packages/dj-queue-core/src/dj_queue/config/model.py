@@ -21,7 +21,7 @@ class WorkerConfig:
     threads: int = 3
     processes: int = 1
     polling_interval: float = 0.1
-    # In fork mode: after so many jobs, or above so much memory, the process is drained and replaced.
+    # In fork mode: after this number of jobs, or above this much memory, the process is drained and replaced.
     recycle_after_jobs: int | None = None
     recycle_above_mib: int | None = None
 

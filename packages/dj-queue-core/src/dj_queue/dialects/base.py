@@ -198,7 +198,7 @@ class Dialect(ABC):
         """The database's clock."""
 
     def clock(self, *, ago: float = 0) -> Expression:
-        """The database's clock, or so many seconds before it, for the ORM to write or compare with."""
+        """The database's clock, or `ago` seconds before it, for the ORM to write or compare with."""
         return Now() - timedelta(seconds=ago) if ago else Now()
 
     @abstractmethod
@@ -259,9 +259,9 @@ class Dialect(ABC):
     def unblock(
         self, cursor: CursorWrapper, freed: Mapping[str, int], *, notify: bool, skip_locked: bool = False
     ) -> list[UnblockedJob]:
-        """Free so many slots of each key, and give them to the next blocked jobs.
+        """Free the given number of slots of each key, and give them to the next blocked jobs.
 
-        Locks the semaphores before it looks for blocked jobs: whoever blocked on a semaphore held that lock,
+        Locks the semaphores before it looks for blocked jobs: a job was blocked on a semaphore under that lock,
         so its job is seen. With `skip_locked`, blocked jobs that others hold are passed over.
         """
 

@@ -126,7 +126,7 @@ def counts(
 def sample(
     cursor: CursorWrapper, spans: Sequence[Span], *, limit: int, queue: tuple[str, str] | None, lateral: bool
 ) -> list[SampledJob]:
-    """Read the first jobs of each span, so many at most."""
+    """Read the first jobs of each span, up to a limit."""
     params: list[Any] = []
     if lateral:
         looked, among = _looked(_SAMPLED, queue, f"{limit:d}")
@@ -156,7 +156,7 @@ def sample(
 def finishes(
     cursor: CursorWrapper, span: Span, *, limit: int, alias: str, queue_name: str | None, lateral: bool
 ) -> list[datetime]:
-    """When each finished job of an alias, or of one of its queues, ended: of the span's first jobs, so many at most."""
+    """When each finished job of an alias, or of one of its queues, ended: of the span's first jobs, up to a limit."""
     queue = None if queue_name is None else (alias, queue_name)
     if lateral:
         looked, among = _looked("finished_at, id, backend_alias", queue, f"{limit:d}")
@@ -188,7 +188,7 @@ def failures(
     queue_name: str | None,
     lateral: bool,
 ) -> list[Failures]:
-    """Count the failed jobs of each span of time, looking at so many at most."""
+    """Count the failed jobs of each span of time, looking at a limited number."""
     ours, among = ("1 = 1", []) if queue_name is None else ("queue_name = %s", [queue_name])
     stored = [(n, _stored(cursor, start), _stored(cursor, end)) for n, (start, end) in enumerate(times)]
     counts = f"count(CASE WHEN {ours} THEN 1 END) AS ours, count(*) AS looked_at"

@@ -115,7 +115,7 @@ SELECT queue_name, min(since) FROM (
 
 
 def finished(count: int, *, look: int) -> str:
-    """How many of the oldest jobs of so many queues are finished: read from the jobs themselves."""
+    """How many of the oldest jobs of these queues are finished: read from the jobs themselves."""
     branch = """
 SELECT %(queue{n})s, (SELECT count(finished_at) FROM (
   SELECT finished_at FROM dj_queue_jobs WHERE backend_alias = %(alias)s AND queue_name = %(queue{n})s

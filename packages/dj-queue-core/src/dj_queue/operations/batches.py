@@ -1,4 +1,4 @@
-"""How many rows a transaction takes: fewer where the database refuses so many, and in time more again."""
+"""How many rows a transaction takes: fewer where the database refuses that many, and in time more again."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from django.db import DatabaseError, DataError, IntegrityError, connections
 
 from dj_queue.dialects import dialect_for
 
-# So many batches of a size go well before a larger one is tried.
+# How many batches of a size go well before a larger one is tried.
 _BEFORE_MORE = 8
 # After these, a savepoint of ours is rolled back, and the caller's transaction goes on.
 _HARMLESS = (IntegrityError, DataError)

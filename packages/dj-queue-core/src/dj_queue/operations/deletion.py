@@ -117,7 +117,7 @@ def delete_jobs(
 
     `first` does what has to be done before, in the same transaction, and returns which of them may go. What others
     have locked is left for another time. Where a row is refused, the batch is split until that is alone; raises
-    what speaks against so many rows at once.
+    what speaks against that many rows at once.
     """
     if not job_ids:
         return 0, {}

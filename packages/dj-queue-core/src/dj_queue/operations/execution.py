@@ -1,7 +1,7 @@
 """The hot path: claim, run, finish, release.
 
 A claim is a row, and its id is the fence: an outcome counts only if that row still stands when it is
-recorded. Whoever deletes the row first, worker or recovery, decides what becomes of the job.
+recorded. The one that deletes the row first, worker or recovery, decides what becomes of the job.
 """
 
 from __future__ import annotations

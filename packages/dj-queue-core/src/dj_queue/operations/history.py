@@ -31,7 +31,7 @@ SAMPLE = 40
 RECOUNTED = 100_000
 READ = 20_000
 FAILURES_CAP = 500
-# As long again before what is shown, in so many spans: jobs that waited, or ran, into it.
+# As long again before what is shown, in this number of spans: jobs that waited, or ran, into it.
 _EARLIER = 12
 
 
@@ -72,7 +72,7 @@ class History:
     since: datetime  # jobs that were enqueued before are in no number
     estimated: bool
     finished_estimated: bool
-    failures_capped: bool  # in some step there were at least so many failures, and maybe more
+    failures_capped: bool  # in some step the number of failures is a lower bound
 
 
 class _Weighted(NamedTuple):

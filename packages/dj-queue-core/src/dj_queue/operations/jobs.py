@@ -130,7 +130,7 @@ def store(config: BackendConfig, prepared: Sequence[PreparedJob]) -> list[AnyTas
 def write(
     config: BackendConfig, dialect: Dialect, cursor: CursorWrapper, prepared: Sequence[PreparedJob]
 ) -> list[AnyTaskResult]:
-    """Write prepared jobs in the caller's transaction; whoever commits it tells of them."""
+    """Write prepared jobs in the caller's transaction; the code that commits it tells of them."""
     times: dict[UUID, datetime] = {}
     discarded: set[UUID] = set()
     limited = [each for each in prepared if each.limit is not None]

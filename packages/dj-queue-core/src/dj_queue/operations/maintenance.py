@@ -146,7 +146,7 @@ def _recount(
 
 
 def _prolong(config: BackendConfig, keys: Iterable[str], now: datetime) -> None:
-    """Whoever waits longer than it was to goes on waiting."""
+    """A job that waits longer than it was to goes on waiting."""
     rows = BlockedExecution.objects.using(config.database_alias)
     skip_locked = connections[config.database_alias].features.has_select_for_update_skip_locked
     expired = rows.filter(concurrency_key__in=keys, expires_at__lte=now).order_by("pk")

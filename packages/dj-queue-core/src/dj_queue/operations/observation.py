@@ -37,7 +37,7 @@ _DAY = 86_400
 
 # Ready jobs of each priority that are looked at for the longest wait: more than a worker gives back at once.
 _WAITING_LOOK = 500
-# Where another state exceeds the cap, finished jobs are counted among so many of the oldest, in so many queues.
+# Where another state exceeds the cap, finished jobs are counted among this many of the oldest, in this many queues.
 _FINISHED_LOOK = 10_000
 _FINISHED_QUEUES = 100
 
@@ -51,7 +51,7 @@ class ObservedQueue:
     blocked: int
     failed: int
     finished: int
-    capped: tuple[str, ...]  # the states of which there are at least so many, and maybe more
+    capped: tuple[str, ...]  # the states whose number is a lower bound
     paused: bool
     latency_seconds: float | None  # of the longest waiting ready job; None if there is none, or while paused
     oldest_scheduled_at: datetime | None
@@ -94,7 +94,7 @@ class ObservedSemaphore:
     available_slots: int
     limit: int
     blocked_waiters: int
-    capped: bool  # whether there are at least so many waiters, and maybe more
+    capped: bool  # whether the number of waiters is a lower bound
     expires_at: datetime | None  # None if it cannot be read
 
 

@@ -29,7 +29,7 @@ logger = logging.getLogger("dj_queue")
 
 _MOST = 500
 _SHOWN = 20
-# So many rows are looked at, from the first on, where one of a few is refused.
+# How many rows are looked at, from the first on, where one of a few is refused.
 _MOST_PROBED = 50
 
 

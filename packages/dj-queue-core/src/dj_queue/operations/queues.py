@@ -65,7 +65,7 @@ def pause(config: BackendConfig, queue_name: str) -> None:
         )
     if is_paused(config, queue_name):
         return
-    # Whoever else pauses or resumes it just now: no error, and one row.
+    # Another that pauses or resumes it just now: no error, and one row.
     now = dialect_for(config.database_alias).clock()
     row = Pause(backend_alias=config.alias, queue_name=queue_name, created_at=now)
     pauses = Pause.objects.using(config.database_alias)

@@ -24,7 +24,7 @@ from dj_queue.operations.attempts import Past
 from dj_queue.serialization import ErrorRecord, describe
 from dj_queue.types import AnyTaskResult
 
-# Where time may help, an outcome of so many characters is tried so often before the job fails: each takes its time ...
+# Where time may help, an outcome of this size is tried this often before the job fails: each takes its time ...
 _TRIES = ((1024 * 1024, 2), (8 * 1024, 3))
 # ... and a smaller one, whose failure would take no less, so often before it is given up.
 _MOST_TRIES = 40

@@ -271,7 +271,7 @@ def _lock_expired(config: BackendConfig, beat: processes.Beat) -> tuple[str, int
 def _tell(
     config: BackendConfig, recovered: Recovered, error: ErrorRecord, elsewhere: Elsewhere | None = None
 ) -> Recovered:
-    """Tell of it. Whoever hears it may do what he likes: with `elsewhere`, not in the thread that settles."""
+    """Tell of it. A subscriber may do what it likes: with `elsewhere`, not in the thread that settles."""
     for job_id in recovered.failed:
         fields = {"job_id": job_id, "exception_class": error.exception_class, "message": error.message}
         events.emit_elsewhere(elsewhere, "job.failed", **fields)

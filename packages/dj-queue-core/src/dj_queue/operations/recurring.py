@@ -110,7 +110,7 @@ def tasks(
     differing = [task for key, task in wanted.items() if key in present and _differs(present[key], task)]
     strange = [row for row in rows if row.static and row.key not in wanted]
     if differing or (strange and process_id is not None):
-        # Asked after the rows were read: whoever added one of them was known before it did.
+        # Asked after the rows were read: a scheduler that added one of them was known before it did.
         alive = schedulers.living(config)
         changed = [task for task in differing if _is_ours(config, alive, process_id, present[task.key], task, tell)]
         gone = [row for row in strange if process_id is not None and not _is_kept(alive, process_id, row, tell)]
@@ -131,7 +131,7 @@ def tasks(
 def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -> AnyTaskResult:
     """Enqueue the job of one tick, once among all schedulers.
 
-    Raises `AlreadyRecorded` if another one has, and what `enqueue` raises if the task is not to be had.
+    Raises `AlreadyRecorded` if another one has, and what `enqueue` raises if the task cannot be imported.
     """
     prepared = _prepared(config, task)
 
@@ -158,7 +158,7 @@ def enqueue_tick(config: BackendConfig, task: RecurringTask, run_at: datetime) -
 def enqueue_now(key: str, *, backend_alias: str = "default") -> AnyTaskResult:
     """Enqueue one job of a recurring task at once; its ticks go on as if nothing had been.
 
-    Raises `RecurringTask.DoesNotExist`, and what `enqueue` raises if the task is not to be had.
+    Raises `RecurringTask.DoesNotExist`, and what `enqueue` raises if the task cannot be imported.
     """
     config = backend_config(backend_alias)
     rows = RecurringTask.objects.using(config.database_alias).filter(backend_alias=config.alias, key=key)

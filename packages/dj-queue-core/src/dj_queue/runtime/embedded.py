@@ -28,7 +28,7 @@ _PAUSE = 0.5
 class Embedded:
     """Starts, polls and stops one `AsyncSupervisor` in a daemon thread that owns its queue connection.
 
-    Nothing here waits, and nothing touches signals: whoever embeds it waits for the futures.
+    Nothing here waits, and nothing touches signals: the host waits for the futures.
     """
 
     def __init__(self, backend_alias: str = "default") -> None:

@@ -1,7 +1,7 @@
 """Beats in a thread and on a connection of its own, so that no task and no statement can hold it up.
 
 A second thread looks after the lease: a beat may itself wait for a server that never answers.
-Where no new connection is to be had, the runner's loop is asked to beat on the one that it has.
+Where no new connection can be opened, the runner's loop is asked to beat on the one that it has.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dj_queue.runtime.lease import Lease
 
 logger = logging.getLogger("dj_queue")
 
-# Beats that fail are tried again so many times within one interval.
+# Beats that fail are tried again this number of times within one interval.
 _RETRIES = 10
 # Seconds for a beat to arrive before the loop is asked for one.
 _PATIENCE = 10.0

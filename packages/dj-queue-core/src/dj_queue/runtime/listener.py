@@ -18,7 +18,7 @@ from dj_queue.runtime import connect
 
 logger = logging.getLogger("dj_queue")
 
-# Who has nothing to ask is not heard of either: so many seconds apart, a listener asks all the same.
+# Who has nothing to ask is not heard of either: this number of seconds apart, a listener asks all the same.
 _PING = 15.0
 # Seconds between two attempts to open a connection that only listens.
 _RETRY = 10.0

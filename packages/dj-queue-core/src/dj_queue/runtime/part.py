@@ -68,6 +68,6 @@ class Part:
 
 
 def backoff(failures: int) -> float:
-    """How many seconds to wait after so many failures in a row."""
+    """How many seconds to wait after this number of failures in a row."""
     longest = min(_LONGEST_RETRY, _FIRST_RETRY * 2 ** min(failures - 1, 10))
     return random.uniform(longest / 2, longest)

@@ -144,7 +144,7 @@ def _pid(descriptor: int) -> int | None:
 
 
 def _lives(pid: int) -> bool:
-    # Our own: whoever wrote it is gone, and left us its pid. In a container that is what always happens.
+    # Our own: the process that wrote it is gone, and left us its pid. In a container that is what always happens.
     if pid <= 0 or pid == os.getpid():
         return False
     try:

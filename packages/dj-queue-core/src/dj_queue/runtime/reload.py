@@ -39,7 +39,7 @@ def run(flag: str, *, instead: str) -> None:
 
 
 def _start_again_and_again(arguments: Sequence[str]) -> None:
-    """Run the autoreloader, as Django does; but whoever is told to end tells its child, and waits for it."""
+    """Run the autoreloader, as Django does; but a process that is told to end tells its child, and waits for it."""
     stopping = False
     child: subprocess.Popen[bytes] | None = None
 

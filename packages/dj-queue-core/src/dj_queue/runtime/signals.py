@@ -34,7 +34,7 @@ def install(handlers: Mapping[int, Handler]) -> None:
         before = signal.signal(number, handler)
         # None: not set by Python, which could not set it again.
         _outside.setdefault(number, signal.SIG_DFL if before is None else before)
-    # Whoever started this process may have blocked what it is to hear.
+    # The process that started this one may have blocked what it is to hear.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, handlers)
 
 

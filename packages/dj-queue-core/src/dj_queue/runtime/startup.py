@@ -42,7 +42,7 @@ def await_schema(config: BackendConfig, *, seconds: float, say: Callable[[str], 
 def shortages(config: BackendConfig) -> Iterator[connection_budget.Shortage]:
     """What may turn out too little once all threads are busy. Nothing to keep anybody from starting."""
     yield from connection_budget.pool_shortages(config)
-    with suppress(Error):  # it has just answered: whoever needs it next will tell
+    with suppress(Error):  # it has just answered: the next use of it will tell
         shortage = connection_budget.server_shortage([config])
         if shortage:
             yield shortage

@@ -44,7 +44,7 @@ _LISTENING_BACKOFF = 10
 _LEASE_LOOK = 0.1
 # Seconds that a process lives at least whose bare size is above `recycle_above_mib`.
 _SHORTEST_LIFE = 60.0
-# Where the database refuses to record so many jobs, no more are claimed.
+# Where the database refuses to record this number of jobs, no more are claimed.
 _MOST_UNRECORDED = 1000
 # A claim that is refused when it is given back so often is left for its process's end.
 _MOST_RETURNS = 40
@@ -80,7 +80,7 @@ class Worker(Runner):
         self._unrecorded: list[execution.Job] = []
         self._held_keys = concurrency.HeldKeys(config)
         self._returning: list[execution.Job] = []
-        self._singly = 0  # so many more claims are of one job
+        self._singly = 0  # how many more claims are of one job
         self._recorded = 0
         self._first_step_at: float | None = None
         self._oversized = False
@@ -336,7 +336,7 @@ class Worker(Runner):
     # ---- give back ----
 
     def _give_back_stale(self) -> None:
-        """Never hoard: what still waits behind long jobs belongs to whoever is idle."""
+        """Never hoard: what still waits behind long jobs belongs to an idle worker."""
         waits = self._pool.waiting and time.monotonic() - self._submitted_at > _LONGEST_WAIT
         if waits or self._returning:
             self._give_back()

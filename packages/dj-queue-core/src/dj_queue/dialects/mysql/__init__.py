@@ -593,7 +593,7 @@ class MySQL(Dialect):
         keys = sorted(freed)
         rows: list[tuple[Any, ...]] = []
         if keys and self._server(cursor).descending:
-            # With so many blocked jobs as slots became free: nearly always there is no other free one.
+            # With as many blocked jobs as slots became free: nearly always there is no other free one.
             rows = for_each(
                 cursor, f"{lock} UNION ALL {_NEXT_BLOCKED.format(skip=skip)}", [(key, key, freed[key]) for key in keys]
             )

@@ -13,7 +13,7 @@ from django.utils import timezone
 from dj_queue.dialects.base import Claim, flawed
 from dj_queue.dialects.mysql import sql
 
-# So many times one statement asks the same.
+# How many times one statement asks the same.
 _UNION = 100
 
 

@@ -118,7 +118,7 @@ SELECT claim.position, job.id, job.backend_alias, job.queue_name, job.priority, 
 FROM {_IDS} STRAIGHT_JOIN dj_queue_claimed_executions claim FORCE INDEX (PRIMARY) ON claim.id = done.id
 STRAIGHT_JOIN dj_queue_jobs job FORCE INDEX (PRIMARY) ON job.id = claim.job_id"""
 
-# How many of the first are due; only so many are then locked. A condition on the time might be checked row by row,
+# How many of the first are due; only that number is then locked. A condition on the time might be checked row by row,
 # down the whole schedule, and each row locked.
 COUNT_DUE = """SELECT SUM(scheduled_at <= {now}) FROM (SELECT scheduled_at FROM dj_queue_scheduled_executions
 FORCE INDEX (dj_queue_scheduled_due) WHERE backend_alias = %s ORDER BY scheduled_at LIMIT %s) first"""
@@ -161,7 +161,7 @@ STRAIGHT_JOIN dj_queue_semaphores semaphore FORCE INDEX (PRIMARY) ON semaphore.i
 SET semaphore.value = changed.value, semaphore.`limit` = changed.slots,
 semaphore.expires_at = COALESCE(changed.expires_at, semaphore.expires_at), semaphore.updated_at = %s"""
 
-# Not IGNORE: whoever meets a row is to wait for it alone, and not share a lock on it.
+# Not IGNORE: a transaction that meets a row is to wait for it alone, and not share a lock on it.
 MAKE_SEMAPHORES = """INSERT INTO dj_queue_semaphores (`key`, value, `limit`, expires_at, created_at, updated_at)
 VALUES {rows} ON DUPLICATE KEY UPDATE `key` = `key`"""
 

@@ -1,7 +1,7 @@
 """A PostgreSQL server that has gone silent is noticed; one that only takes its time is left alone.
 
 The operating system gives up on a peer that no longer acknowledges. It cannot know of one that is gone
-behind something that does, such as a proxy. So whoever waits too long for an answer asks on a new
+behind something that does, such as a proxy. So a thread that waits too long for an answer asks on a new
 connection whether the server still works on it.
 """
 

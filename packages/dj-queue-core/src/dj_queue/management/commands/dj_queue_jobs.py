@@ -26,7 +26,7 @@ class Command(BaseCommand):
         listing = verbs.add_parser("list", help="the newest jobs first")
         _add_filters(listing)
         listing.add_argument("--state", choices=STATES, help="only jobs in this state")
-        listing.add_argument("--limit", type=int, default=50, help="at most so many (default: %(default)s)")
+        listing.add_argument("--limit", type=int, default=50, help="the most jobs to list (default: %(default)s)")
         show = verbs.add_parser("show", help="one job as a whole")
         show.add_argument("job_id", help="its id")
         for verb, text in (("retry", "let failed jobs run again"), ("discard", "delete failed jobs")):

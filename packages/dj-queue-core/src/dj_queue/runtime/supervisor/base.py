@@ -226,7 +226,7 @@ class Supervisor(ABC):
                 signal.SIGQUIT: self._quit,
             }
             if signal.getsignal(signal.SIGCHLD) == signal.SIG_IGN:
-                # Inherited from whoever started this; and nobody can wait for children that are ignored.
+                # Inherited from the process that started this; and nobody can wait for children that are ignored.
                 handlers[signal.SIGCHLD] = signal.SIG_DFL
             try:
                 signals.install(handlers)
@@ -255,7 +255,7 @@ class Supervisor(ABC):
 
     def _say(self, line: str) -> None:
         logger.info(line)
-        # To streams that a task, in this process, or whoever reads them, may have closed.
+        # To streams that a task, in this process, or their reader, may have closed.
         with suppress(Exception):
             self.say(line)
 
@@ -358,7 +358,7 @@ class Supervisor(ABC):
             slot.begin(patience=leases.patience(self.config.process_alive_threshold))
             try:
                 self._start_runner(slot)
-            except (OSError, RuntimeError) as error:  # no process, no thread, no memory to be had just now
+            except (OSError, RuntimeError) as error:  # no process, no thread, no memory is available just now
                 self._report(error)
                 slot.ended(failed=True)
                 self._waiting.append(slot)

@@ -17,7 +17,7 @@ from dj_queue.runtime.scheduler import Scheduler
 from dj_queue.runtime.shared_state import SharedState
 from dj_queue.runtime.worker import Worker
 
-# A runner that lived so many seconds did not die at once.
+# A runner that lived this number of seconds did not die at once.
 _PROVEN = 30.0
 
 
