@@ -162,6 +162,8 @@ class TestDeadThread:
         assert job.outcome.error
         assert len(errors) == 2
 
+    # It may hit a callback of the garbage collector, where it is no news of ours.
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     def test_exceptions_at_any_moment_lose_and_double_nothing(self, make_pool):
         """Also those between two instructions of the pool's own."""
         size, count = 3, 3000
