@@ -1,6 +1,8 @@
 """What the runtime says of itself, and what it offers to those who ask."""
 
+import os
 import socket
+import subprocess
 import sys
 from io import StringIO
 from types import SimpleNamespace
@@ -100,6 +102,25 @@ class TestHealth:
 
 
 class TestHost:
+    def test_what_enqueues_can_be_imported_where_nothing_forks(self):
+        """As on Windows, where none of these is there."""
+        code = """
+import os, sys
+for name in ("fork", "forkpty", "register_at_fork"):
+    delattr(os, name)
+sys.modules["fcntl"] = sys.modules["resource"] = None
+import django
+django.setup()
+import dj_queue.api, dj_queue.checks, dj_queue.testing, dj_queue.views
+from django.tasks import default_task_backend
+print(type(default_task_backend).__name__, default_task_backend.supports_get_result)
+"""
+        environment = {**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.stdout.split()[1:] == ["True"], done.stderr
+
     @pytest.fixture
     def lacking(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "fcntl", None)

@@ -29,7 +29,8 @@ def _in_parent() -> None:
     made += 1
 
 
-os.register_at_fork(after_in_child=_in_child, after_in_parent=_in_parent)
+if hasattr(os, "register_at_fork"):  # where nothing can fork, as on Windows, jobs can still be enqueued
+    os.register_at_fork(after_in_child=_in_child, after_in_parent=_in_parent)
 
 
 class Ends:
