@@ -276,7 +276,7 @@ def check_predecessor(
 
     found: list[CheckMessage] = []
     for alias in sorted({config.database_alias for config in _readable()} & set(databases or ())):
-        # A server that does not answer, or cannot be asked at all, is somebody else's to report.
+        # Other checks report a server that does not answer or cannot be asked.
         with suppress(Error, ImproperlyConfigured):
             if old := schema.predecessor(alias):
                 hint = "With this version installed, the same command drops them given --skip-checks."
@@ -292,7 +292,7 @@ def check_connections(
     while left:
         together = [config for config in left if connection_budget.same_server(left[0], config)]
         left = [config for config in left if config not in together]
-        # A server that does not answer, or cannot be asked at all, is somebody else's to report.
+        # Other checks report a server that does not answer or cannot be asked.
         with suppress(Error, ImproperlyConfigured):
             shortage = connection_budget.server_shortage(together)
             if shortage:
@@ -350,7 +350,7 @@ def _missing_on_sqlite(database: Mapping[str, Any]) -> list[str]:
     if database.get("ENGINE") not in _SQLITE_ENGINES:
         return []
     if ":memory:" in name or "mode=memory" in name:
-        return []  # It dies with its process: nobody else writes to it.
+        return []  # It dies with its process: no other process writes to it.
     options = database.get("OPTIONS", {})
     missing = []
     if not _WAL.search(options.get("init_command") or ""):

@@ -201,7 +201,7 @@ def _tell(request: HttpRequest, verb: Verb, done: int, asked: int) -> None:
 
 
 def _ids(texts: list[str]) -> list[UUID]:
-    """The ids among what was sent; what cannot be one is nobody's."""
+    """The ids among what was sent, without what cannot be one."""
     found = []
     for text in texts:
         try:

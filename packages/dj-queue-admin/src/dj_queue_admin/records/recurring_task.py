@@ -184,7 +184,7 @@ def next_runs(row: RecurringTask, now: datetime, count: int) -> list[datetime]:
             if tick is None:
                 break
             ticks.append(tick)
-    except Exception:  # another library's parser, on text that nobody checked
+    except Exception:  # another library's parser, on unchecked text
         return []
     return ticks
 

@@ -44,7 +44,7 @@ def read_yaml(path: str, source: Place, place: Place, mistakes: Mistakes) -> Any
 
 
 def _bytes_of(path: str) -> bytes:
-    # Without waiting: opening a pipe that nobody writes to would never return.
+    # Without waiting: opening a pipe without a writer would never return.
     flags = getattr(os, "O_NONBLOCK", 0)
     with open(path, "rb", opener=lambda name, mode: os.open(name, mode | flags)) as file:
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode) and path != os.devnull:

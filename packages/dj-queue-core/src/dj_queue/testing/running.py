@@ -109,12 +109,11 @@ class _Run:
         """When the next job is due, by the test's clock."""
         times = [job.claim.scheduled_at for job in self._early if job.claim.scheduled_at is not None]
         rows = ScheduledExecution.objects.using(self._config.database_alias).filter(backend_alias=self._config.alias)
-        wanted = [
-            (row.scheduled_at, row.queue_name)
-            for row in rows.order_by("scheduled_at")
-            if any(selector.matches(row.queue_name) for selector in self._selectors)
-        ]
-        return min([*times, *(at for at, _ in wanted[:1])], default=None)
+        for row in rows.order_by("scheduled_at"):
+            if any(selector.matches(row.queue_name) for selector in self._selectors):
+                times.append(row.scheduled_at)
+                break
+        return min(times, default=None)
 
     def _perform(self, job: execution.Job) -> None:
         if len(self._results) >= MOST_JOBS:
